@@ -1,0 +1,83 @@
+"""The pruning suite for PyTorch Lightning.
+
+Everything public is here: `from lightning_prune import TrainTimePruning`. Names are loaded when they are first
+used, so importing the package imports neither torch nor lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
+    from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
+    from lightning_prune.callbacks.train_time import TrainTimePruning as TrainTimePruning
+    from lightning_prune.core.criteria.activations import APoZ as APoZ
+    from lightning_prune.core.criteria.activations import MeanActivation as MeanActivation
+    from lightning_prune.core.criteria.activations import Wanda as Wanda
+    from lightning_prune.core.criteria.gradients import Movement as Movement
+    from lightning_prune.core.criteria.gradients import Saliency as Saliency
+    from lightning_prune.core.criteria.weights import GeometricMedian as GeometricMedian
+    from lightning_prune.core.criteria.weights import Magnitude as Magnitude
+    from lightning_prune.core.criteria.weights import Random as Random
+    from lightning_prune.core.granularities import Block as Block
+    from lightning_prune.core.granularities import Kernel as Kernel
+    from lightning_prune.core.granularities import Slice as Slice
+    from lightning_prune.core.granularities import Weight as Weight
+    from lightning_prune.core.schedules import Alternating as Alternating
+    from lightning_prune.core.schedules import Constant as Constant
+    from lightning_prune.core.schedules import Cosine as Cosine
+    from lightning_prune.core.schedules import Exponential as Exponential
+    from lightning_prune.core.schedules import Join as Join
+    from lightning_prune.core.schedules import Linear as Linear
+    from lightning_prune.core.schedules import OneCycle as OneCycle
+    from lightning_prune.core.schedules import Polynomial as Polynomial
+    from lightning_prune.core.schedules import Steps as Steps
+    from lightning_prune.core.scopes.allocations import ERK as ERK
+    from lightning_prune.core.scopes.allocations import Fixed as Fixed
+    from lightning_prune.core.scopes.patterns import NofM as NofM
+    from lightning_prune.core.scopes.rankings import LAMP as LAMP
+    from lightning_prune.core.scopes.rankings import Global as Global
+    from lightning_prune.core.scopes.rankings import Local as Local
+    from lightning_prune.core.scopes.rankings import PerRow as PerRow
+    from lightning_prune.core.windows import Window as Window
+    from lightning_prune.model.pruning import prune as prune
+
+_HOMES = {
+    "callbacks.monitor": ("SparsityMonitor",),
+    "callbacks.post_training": ("PostTrainingPruning",),
+    "callbacks.train_time": ("TrainTimePruning",),
+    "core.criteria.activations": ("APoZ", "MeanActivation", "Wanda"),
+    "core.criteria.gradients": ("Movement", "Saliency"),
+    "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),
+    "core.granularities": ("Block", "Kernel", "Slice", "Weight"),
+    "core.schedules": (
+        "Alternating",
+        "Constant",
+        "Cosine",
+        "Exponential",
+        "Join",
+        "Linear",
+        "OneCycle",
+        "Polynomial",
+        "Steps",
+    ),
+    "core.scopes.allocations": ("ERK", "Fixed"),
+    "core.scopes.patterns": ("NofM",),
+    "core.scopes.rankings": ("LAMP", "Global", "Local", "PerRow"),
+    "core.windows": ("Window",),
+    "model.pruning": ("prune",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # type: ignore[assignment]  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

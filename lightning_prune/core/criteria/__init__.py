@@ -1,0 +1,32 @@
+"""How good is each weight: the statistics of one parameter -> one score per weight; higher is kept.
+
+The keyword-only arguments of a criterion declare the statistics that it needs, and nothing else is collected;
+files are grouped by what that costs: `weights` (nothing), `gradients` (a backward pass), `activations` (hooks on
+forward passes). Scores have the shape of the weight; granularities sum them up where groups are pruned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def required_statistics(criterion: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the statistics that a criterion asks for: the names of its keyword-only arguments.
+
+    Raises:
+        ValueError: it takes arguments in another way, or none.
+
+    Example:
+        >>> from lightning_prune.core.criteria.activations import Wanda
+        >>> required_statistics(Wanda())
+        ('weight', 'input_norm')
+    """
+    parameters = inspect.signature(criterion).parameters.values()
+    if not parameters or any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in parameters):
+        raise ValueError(
+            "`criterion` takes its statistics as keyword-only arguments, (*, weight, ...), but got "
+            f"{criterion!r} with {inspect.signature(criterion)}."
+        )
+    return tuple(p.name for p in parameters)

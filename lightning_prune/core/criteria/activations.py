@@ -1,0 +1,65 @@
+"""Criteria that look at what flows through the layer: forward hooks while training, or on calibration batches.
+
+The statistics have the dims of the weight, with size 1 where they do not vary: `input_norm` is (1, in, 1, 1) for
+a convolution, `output_mean` and `output_positive` are (out, 1, 1, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """A small weight on a loud input matters: s_ij = |w_ij| ||x_j||_2.
+
+    Sun et al. 2023 (arXiv:2306.11695), eq. 1; the paper compares within each row, `scope=PerRow()`. ||x_j|| is
+    taken over all tokens (or pixels) of all batches that were seen.
+
+    Example:
+        >>> import torch
+        >>> Wanda()(weight=torch.tensor([[1.0, -2.0]]), input_norm=torch.tensor([[4.0, 1.0]]))
+        tensor([[4., 2.]])
+    """
+
+    def __call__(self, *, weight: Tensor, input_norm: Tensor) -> Tensor:
+        return weight.abs() * input_norm
+
+
+@dataclass(frozen=True)
+class MeanActivation:
+    """Quiet neurons go: s_i = mean |a_i| of the layer's output i. Molchanov et al. 2016 (arXiv:1611.06440), section 2.2.
+
+    The absolute value keeps outputs of both signs from cancelling (the paper's come out of a ReLU). Each weight of
+    an output gets its score: use it with `granularity=Slice(dim=0)`.
+
+    Example:
+        >>> import torch
+        >>> MeanActivation()(weight=torch.ones(2, 2), output_mean=torch.tensor([[3.0], [1.0]]))
+        tensor([[3., 3.],
+                [1., 1.]])
+    """
+
+    def __call__(self, *, weight: Tensor, output_mean: Tensor) -> Tensor:
+        return output_mean.expand(weight.shape)
+
+
+@dataclass(frozen=True)
+class APoZ:
+    """Neurons that are mostly off go: s_i = 1 - APoZ_i, the fraction of outputs that a ReLU would let through.
+
+    Hu et al. 2016, average percentage of zeros (arXiv:1607.03250), eq. 1. It is counted on the layer's own output
+    as the share above zero, which is what a ReLU right behind it passes on. Use it with `granularity=Slice(dim=0)`.
+
+    Example:
+        >>> import torch
+        >>> APoZ()(weight=torch.ones(2, 1), output_positive=torch.tensor([[0.25], [0.5]])).flatten()
+        tensor([0.2500, 0.5000])
+    """
+
+    def __call__(self, *, weight: Tensor, output_positive: Tensor) -> Tensor:
+        return output_positive.expand(weight.shape)

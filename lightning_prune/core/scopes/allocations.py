@@ -1,0 +1,110 @@
+"""Scopes that decide first how many groups each parameter keeps; each then keeps its own best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_prune import core
+from lightning_prune.core.allocation import apportion, num_kept
+from lightning_prune.core.checks import check_sparsity
+from lightning_prune.core.patterns import check_match, check_patterns, matches
+from lightning_prune.core.types import shapes_of
+
+if TYPE_CHECKING:
+    from lightning_prune.core.types import Masks, Name, Scores, Shape
+
+
+@dataclass(frozen=True)
+class ERK:
+    """Erdős–Rényi: small and narrow layers stay denser. density_l = eps (sum of l's dims) / (product of l's dims).
+
+    Mocanu et al. 2018 (arXiv:1707.04780), eq. 2 for linear layers; Evci et al. 2020 (arXiv:1911.11134), section 3,
+    with the kernel dims. eps follows from the overall sparsity; layers that would pass density 1 are dense, and the
+    others share what is left. The number kept in all is exact.
+
+    Args:
+        kernel: whether kernel dims count (ERK); without them it is ER, of in and out alone.
+
+    Example:
+        >>> import torch
+        >>> masks = ERK()({"wide": torch.rand(100, 100), "narrow": torch.rand(10, 100)}, 0.5)
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}
+        {'wide': 4500, 'narrow': 1000}
+    """
+
+    kernel: bool = True
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        shapes = shapes_of(scores)
+        total = num_kept(sum(math.prod(shape) for shape in shapes.values()), sparsity)
+        counts = apportion(self._shares(shapes, total), {n: math.prod(s) for n, s in shapes.items()}, total)
+        return {name: core.keep_top({name: scores[name]}, counts[name])[name] for name in scores}
+
+    def _shares(self, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
+        """Share out `total` by raw densities, those that would pass density 1 first."""
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        raw = {name: self._raw_density(shape) * sizes[name] for name, shape in shapes.items()}
+        dense = set[str]()
+        while True:
+            left = total - sum(sizes[name] for name in dense)
+            eps = left / max(sum(raw[name] for name in raw if name not in dense), 1e-30)
+            over = {name for name in raw if name not in dense and eps * raw[name] > sizes[name]}
+            if not over:
+                return {name: sizes[name] if name in dense else eps * raw[name] for name in raw}
+            dense |= over
+
+    def _raw_density(self, shape: Shape) -> float:
+        dims = shape if self.kernel else shape[:2]
+        return sum(dims) / math.prod(dims)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Numbers by name: each parameter to the sparsity of the first pattern that matches it, the others stay dense.
+
+    Args:
+        sparsities: pattern (`core.patterns`) -> final sparsity in [0, 1), in the order in which they are tried.
+
+    Raises:
+        ValueError: no pattern, a bad one, a number that is no sparsity, or (in use) a pattern that matches nothing.
+
+    Example:
+        >>> import torch
+        >>> fixed = Fixed({"head": 0.0, "*": 0.5})
+        >>> fixed.prescribed({"head.weight": (2, 2), "body.weight": (2, 6)})
+        0.375
+    """
+
+    sparsities: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.sparsities:
+            raise ValueError("`sparsities` maps at least one pattern to a sparsity, but got none.")
+        check_patterns("sparsities", self.sparsities)
+        for pattern, sparsity in self.sparsities.items():
+            check_sparsity(f"sparsities[{pattern!r}]", sparsity)
+        object.__setattr__(self, "sparsities", dict(self.sparsities))
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        shapes = shapes_of(scores)
+        whole = self.prescribed(shapes)
+        reached = min(1.0, sparsity / whole) if whole else 0.0
+        final = self._by_name(shapes)
+        return {
+            name: core.keep_top({name: scores[name]}, num_kept(math.prod(shape), reached * final[name]))[name]
+            for name, shape in shapes.items()
+        }
+
+    def prescribed(self, shapes: Mapping[Name, Shape]) -> float:
+        """Return the mean of the sparsities, weighted by size."""
+        final = self._by_name(shapes)
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        return sum(sizes[name] * final[name] for name in sizes) / sum(sizes.values())
+
+    def _by_name(self, names: Mapping[Name, object]) -> dict[Name, float]:
+        for pattern in self.sparsities:
+            check_match("sparsities", pattern, names)
+        return {n: next((float(s) for p, s in self.sparsities.items() if matches(p, n)), 0.0) for n in names}

@@ -1,0 +1,83 @@
+"""Scopes that decide where the kept groups lie, in a pattern which hardware can use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_prune import core
+from lightning_prune.core.checks import check_choice, check_count
+from lightning_prune.core.types import shapes_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_prune.core.types import Masks, Name, Scores, Shape
+
+
+@dataclass(frozen=True)
+class NofM:
+    """N:M sparsity: of every `m` neighbours along the input dim, `n` are kept. Mishra et al. 2021 (arXiv:2104.08378).
+
+    It prescribes the final sparsity, 1 - n/m, so the user gives none. On the way there the weights that are not
+    among the best n of their block go first, worst first, and each parameter has exactly the sparsity asked for.
+
+    Args:
+        n: kept, at least 1.
+        m: block length, above `n`; 2:4 is what GPUs speed up. Blocks lie along dim 1, for convolutions as well.
+        indivisible: what becomes of a parameter whose input dim is no multiple of `m`: "refuse" it, or leave it
+            "dense".
+
+    Raises:
+        ValueError: n and m do not fit, or (in use) a parameter cannot be divided into blocks.
+
+    Example:
+        >>> import torch
+        >>> NofM(n=2, m=4)({"a": torch.tensor([[1.0, 4.0, 3.0, 2.0]])}, 0.5)
+        {'a': tensor([[False,  True,  True, False]])}
+    """
+
+    n: int = 2
+    m: int = 4
+    indivisible: str = "refuse"
+
+    def __post_init__(self) -> None:
+        check_count("n", self.n, minimum=1)
+        check_count("m", self.m, minimum=2)
+        check_choice("indivisible", self.indivisible, ("refuse", "dense"))
+        if self.n >= self.m:
+            raise ValueError(f"`n` of every `m` are kept, n below m, but got n={self.n} and m={self.m}.")
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        whole = self.prescribed(shapes_of(scores))
+        reached = min(1.0, sparsity / whole) if whole else 0.0
+        return {name: self._mask(name, scores[name], reached) for name in scores}
+
+    def prescribed(self, shapes: Mapping[Name, Shape]) -> float:
+        """Return 1 - n/m, times the share of the weights that can be divided."""
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        divided = sum(sizes[name] for name, shape in shapes.items() if self._divides(name, shape))
+        return (1.0 - self.n / self.m) * divided / sum(sizes.values())
+
+    def _divides(self, name: Name, shape: Shape) -> bool:
+        fits = len(shape) >= 2 and shape[1] % self.m == 0
+        if not fits and self.indivisible == "refuse":
+            raise ValueError(
+                f"`{name}`: {self.n}:{self.m} needs an input dim (dim 1) that is a multiple of {self.m}, but got shape "
+                f"{shape}. Exclude it, or set indivisible='dense'."
+            )
+        return fits
+
+    def _mask(self, name: Name, scores: Tensor, reached: float) -> Tensor:
+        if not self._divides(name, tuple(scores.shape)):
+            return core.keep_top({name: scores}, scores.numel())[name]
+        moved = scores.movedim(1, -1)
+        blocks = moved.reshape(-1, self.m)
+        best = core.keep_top_rows(blocks, self.n)
+        num_others = blocks.shape[0] * (self.m - self.n)
+        if (num_spared := num_others - round(reached * num_others)) > 0:
+            others = blocks.masked_fill(best, math.inf)  # the best of each block come first in this ranking
+            best = core.keep_top({name: others}, blocks.shape[0] * self.n + num_spared)[name]
+        return best.view(moved.shape).movedim(-1, 1)

@@ -1,0 +1,143 @@
+"""Scopes that differ in who is compared with whom: within a row, a layer, the whole network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lightning_prune import core
+from lightning_prune.core.allocation import check_min_keep, floor_of, keep_guarded, num_kept
+from lightning_prune.core.types import LazyScores, shapes_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_prune.core.types import Masks, Name, Scores
+
+
+@dataclass(frozen=True)
+class Local:
+    """Each parameter by itself, all to the same sparsity (uniform, layer-wise).
+
+    Args:
+        min_keep: groups that each parameter keeps at least; a whole number, or a fraction of them below 1.
+
+    Raises:
+        ValueError: a negative `min_keep`.
+
+    Example:
+        >>> import torch
+        >>> Local()({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([8.0, 9.0])}, 0.5)
+        {'a': tensor([ True, False]), 'b': tensor([False,  True])}
+    """
+
+    min_keep: int | float = 1
+
+    def __post_init__(self) -> None:
+        check_min_keep(self.min_keep)
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        return {name: self._mask(name, scores[name], sparsity) for name in scores}
+
+    def _mask(self, name: Name, scores: Tensor, sparsity: float) -> Tensor:
+        size = scores.numel()
+        return core.keep_top({name: scores}, max(num_kept(size, sparsity), floor_of(self.min_keep, size)))[name]
+
+
+@dataclass(frozen=True)
+class Global:
+    """All groups of all parameters in one ranking. Frankle & Carbin 2018 (arXiv:1803.03635), section 4.
+
+    Args:
+        min_keep: groups that each parameter keeps at least, so that no layer dies; a whole number, or a fraction
+            of them below 1. The others give way: the number kept in all stays exact.
+
+    Raises:
+        ValueError: a negative `min_keep`, or (in use) one that needs more groups than the sparsity leaves.
+
+    Example:
+        >>> import torch
+        >>> Global()({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([8.0, 9.0, 7.0, 6.0])}, 0.5)
+        {'a': tensor([ True, False]), 'b': tensor([ True,  True, False, False])}
+    """
+
+    min_keep: int | float = 1
+
+    def __post_init__(self) -> None:
+        check_min_keep(self.min_keep)
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        size = sum(math.prod(shape) for shape in shapes_of(scores).values())
+        return keep_guarded(scores, num_kept(size, sparsity), self.min_keep)
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """Each output's weights by themselves: every row (filter) of a parameter to the same sparsity.
+
+    Sun et al. 2023 (arXiv:2306.11695), section 3, compare so. It needs scores of at least two dims.
+
+    Raises:
+        ValueError: (in use) scores with fewer than two dims.
+
+    Example:
+        >>> import torch
+        >>> PerRow()({"a": torch.tensor([[1.0, 2.0], [9.0, 8.0]])}, 0.5)
+        {'a': tensor([[False,  True],
+                [ True, False]])}
+    """
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        return {name: self._mask(name, scores[name], sparsity) for name in scores}
+
+    def _mask(self, name: Name, scores: Tensor, sparsity: float) -> Tensor:
+        if scores.dim() < 2:
+            raise ValueError(
+                f"`scope` PerRow compares within rows, of at least two dims, but got scores of shape "
+                f"{tuple(scores.shape)} for `{name}`: its groups are whole slices. Use Local or Global."
+            )
+        rows = scores.flatten(1)
+        return core.keep_top_rows(rows, num_kept(rows.shape[1], sparsity)).view(scores.shape)
+
+
+@dataclass(frozen=True)
+class LAMP:
+    """One ranking of scores made comparable across layers: s_u = w_u^2 / sum over |w_v| >= |w_u| of w_v^2.
+
+    Lee et al. 2020, layer-adaptive magnitude pruning (arXiv:2010.07611), eq. 4; w is the score of the criterion,
+    so the paper's method is `criterion=Magnitude()`. The best group of each parameter scores 1: no layer dies.
+
+    Args:
+        min_keep: as in `Global`.
+
+    Raises:
+        ValueError: a negative `min_keep`, or (in use) negative scores.
+
+    Example:
+        >>> import torch
+        >>> LAMP()({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([30.0, 10.0])}, 0.5)
+        {'a': tensor([False,  True]), 'b': tensor([ True, False])}
+    """
+
+    min_keep: int | float = 1
+
+    def __post_init__(self) -> None:
+        check_min_keep(self.min_keep)
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        return Global(self.min_keep)(LazyScores(shapes_of(scores), partial(self._normalised, scores)), sparsity)
+
+    @staticmethod
+    def _normalised(scores: Scores, name: Name) -> Tensor:
+        raw = scores[name]
+        flat = raw.flatten().double()
+        gone = flat == -math.inf  # pruned before: below everything, and no part of any sum
+        if bool(((flat < 0) & ~gone).any()):
+            raise ValueError(f"`scope` LAMP squares the scores, which are at least 0, but got negative ones for `{name}`.")
+        squares, order = flat.masked_fill(gone, 0.0).square().sort(descending=True, stable=True)
+        larger = squares.cumsum(0)  # the weight itself included
+        normalised = squares.new_empty(flat.shape)
+        normalised[order] = (squares / larger).nan_to_num(0.0)  # 0 / 0 where a whole layer is zero
+        return normalised.masked_fill(gone, -math.inf).view(raw.shape)

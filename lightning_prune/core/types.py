@@ -1,0 +1,95 @@
+"""The interfaces of the library, in one place.
+
+`Name` is a parameter's fully qualified name. A score says how good a weight (or a group of weights) is, higher
+is kept; a mask is boolean, True is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Name: TypeAlias = str
+Shape: TypeAlias = tuple[int, ...]
+Stats: TypeAlias = Mapping[str, Any]
+"""What is known of one parameter, by the names that criteria ask for: `weight`, `grad`, `input_norm`, ..."""
+Scores: TypeAlias = "Mapping[Name, Tensor]"
+"""Scores of every parameter. It may be lazy: each access computes them anew, so read each name as seldom as you can."""
+Masks: TypeAlias = "dict[Name, Tensor]"
+
+
+class LazyScores(Mapping[Name, "Tensor"]):
+    """Scores that are computed when they are read, one parameter at a time, and not kept.
+
+    Args:
+        shapes: the parameters in their order, and what shape their scores have.
+        compute: name -> scores; it returns the same values each time.
+    """
+
+    def __init__(self, shapes: Mapping[Name, Shape], compute: Callable[[Name], Tensor]) -> None:
+        self.shapes, self._compute = dict(shapes), compute
+
+    def __getitem__(self, name: Name) -> Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self._compute(name)
+
+    def __iter__(self) -> Iterator[Name]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def shapes_of(scores: Scores) -> dict[Name, Shape]:
+    """Return the shape of each parameter's scores, without computing those of lazy ones."""
+    if isinstance(scores, LazyScores):
+        return scores.shapes
+    return {name: tuple(tensor.shape) for name, tensor in scores.items()}
+
+
+class Schedule(Protocol):
+    """Along which curve: a pure function of the progress through the window."""
+
+    def __call__(self, progress: float) -> float:
+        """Return the fraction of the target sparsity, in [0, 1], at `progress` in [0, 1]."""
+        ...
+
+
+class Criterion(Protocol):
+    """How good is each weight. The keyword-only arguments of `__call__` declare the statistics that it needs."""
+
+    __call__: Any
+    """(*, weight, ...) -> scores of the weight's shape."""
+
+
+class Granularity(Protocol):
+    """What goes as one piece."""
+
+    def reduce(self, scores: Tensor) -> Tensor:
+        """Turn scores of weights into scores of groups."""
+        ...
+
+    def expand(self, mask: Tensor, shape: Shape) -> Tensor:
+        """Turn a mask of groups into a mask of the weights, of `shape`."""
+        ...
+
+
+class Scope(Protocol):
+    """Who competes with whom."""
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        """Return masks of the groups in which a fraction of `sparsity` is removed."""
+        ...
+
+
+@runtime_checkable
+class Prescribes(Protocol):
+    """A scope that sets the final sparsity itself, as N:M does; the user gives none."""
+
+    def prescribed(self, shapes: Mapping[Name, Shape]) -> float:
+        """Return the overall sparsity, in [0, 1), that group scores of `shapes` end at."""
+        ...
