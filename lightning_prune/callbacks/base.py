@@ -1,0 +1,155 @@
+"""What the pruning callbacks share: checks of the trainer, their place among the callbacks, warnings, updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+
+from lightning_prune.callbacks.monitor import SparsityMonitor
+from lightning_prune.core.masks import sparsity_of
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.types import Masks
+from lightning_prune.model.pruning import Pruner
+
+STATE_VERSION = 1
+SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy)
+AVERAGING = (WeightAveraging, StochasticWeightAveraging)
+
+
+class PruningCallback(L.Callback):
+    """Base of the pruning callbacks; it prunes nothing by itself.
+
+    Args:
+        recipe: what is pruned.
+        report: whether a report of the run is written, by a `SparsityMonitor` that is added if there is none.
+    """
+
+    def __init__(self, recipe: Recipe, *, report: bool) -> None:
+        self.recipe, self.report = recipe, report
+        self.pruner: Pruner | None = None
+        self.updates: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """One state for each set of targets, so that several callbacks can prune parts of one model."""
+        if self.recipe.include is None and not self.recipe.exclude:
+            return type(self).__qualname__
+        return self._generate_state_key(include=str(self.recipe.include), exclude=str(self.recipe.exclude))
+
+    @property
+    def masks(self) -> Masks:
+        """The masks of the pruned weights by name, True is kept; empty before the first update."""
+        return self.pruner.masks if self.pruner else {}
+
+    def describe(self) -> dict[str, str]:
+        """Return the nouns as text."""
+        return self.recipe.describe()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what would lose sparsity, and take the place behind the callbacks that average weights.
+
+        Raises:
+            ValueError: a strategy that shards the weights.
+        """
+        if isinstance(trainer.strategy, SHARDED):
+            raise ValueError(
+                f"`strategy` keeps whole weights on each process (one device, DDP), but got {type(trainer.strategy).__name__}, "
+                "which shards them: masks would be lost. Train with strategy='ddp'."
+            )
+        self._arrange(trainer, pl_module, stage)
+
+    def _arrange(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Order the callbacks: those that average, pruning, the monitor, checkpoints.
+
+        Lightning walks the list at this moment, so a new one takes its place.
+        """
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.report and stage == "fit" and not any(isinstance(cb, SparsityMonitor) for cb in callbacks):
+            callbacks = [*callbacks, monitor := SparsityMonitor()]
+            monitor.setup(trainer, pl_module, stage)
+        late = (PruningCallback, SparsityMonitor, Checkpoint)
+        others = [cb for cb in callbacks if not isinstance(cb, late)]
+        trainer.callbacks = others + [cb for kind in late for cb in callbacks if isinstance(cb, kind)]  # type: ignore[attr-defined]
+
+    def _update_(self, fraction: float, **when: Any) -> None:
+        """Let the pruner compute and apply new masks, and write down what came of it."""
+        assert self.pruner is not None
+        self.pruner.update_(fraction)
+        layers = {name: sparsity_of({name: mask}) for name, mask in self.masks.items()}
+        achieved = sparsity_of(self.masks)
+        self.updates.append({**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers})
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run whose masks would be forgotten.
+
+        Raises:
+            ValueError: the checkpoint holds the state of a callback like this one with other targets.
+        """
+        states = checkpoint.get("callbacks", {})
+        others = [key for key in states if key.startswith(type(self).__qualname__) and key != self.state_key]
+        known = {cb.state_key for cb in trainer.callbacks}  # type: ignore[attr-defined]
+        if trainer.training and self.state_key not in states and not known.issuperset(others):
+            raise ValueError(
+                f"`include` and `exclude` are those of the run that is resumed, {others}, but got {self.state_key!r}: "
+                "its masks would be lost."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks, updates and nouns, safe under `torch.load(weights_only=True)`."""
+        if self.pruner is None:
+            return self._loaded or {}
+        return {
+            "version": STATE_VERSION,
+            "nouns": self.describe(),
+            "updates": list(self.updates),
+            "pruner": self.pruner.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint; it is put to use when fitting starts.
+
+        Raises:
+            ValueError: a newer version of this library wrote it.
+        """
+        if state_dict and state_dict["version"] > STATE_VERSION:
+            raise ValueError(
+                f"`version` of the checkpoint's pruning state is at most {STATE_VERSION}, but got {state_dict['version']}: "
+                "a newer lightning_prune wrote it."
+            )
+        self._loaded = state_dict or None
+
+    def _take_state(self, pl_module: L.LightningModule) -> dict[str, Any] | None:
+        """Return the state to go on from: a checkpoint's, or one's own where the same module is trained again."""
+        ours = {id(parameter) for parameter in self.pruner.targets.values()} if self.pruner else set()
+        own = self.state_dict() if ours and ours <= {id(parameter) for parameter in pl_module.parameters()} else None
+        state, self._loaded = self._loaded or own, None
+        return state
+
+    def _restore_(self, state: dict[str, Any]) -> None:
+        assert self.pruner is not None
+        for noun, text in self.describe().items():
+            if (before := state["nouns"].get(noun)) != text:
+                self._warn(f"`{noun}` was {before} in the run that is resumed, and is {text} from now on.")
+        self.pruner.load_state_dict(state["pruner"])
+        self.updates = list(state["updates"])
+        self.pruner.apply_()
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        rank_zero_warn(message)
+
+
+def averaged_models(trainer: L.Trainer) -> list[nn.Module]:
+    """Return the copies that weight-averaging callbacks keep of the module."""
+    found = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AVERAGING) and (average := callback._average_model) is not None:
+            found.append(average if isinstance(callback, StochasticWeightAveraging) else average.module)
+    return found

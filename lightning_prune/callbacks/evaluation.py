@@ -1,0 +1,88 @@
+"""Running a module's own steps outside of a loop: calibration batches, and validation in the middle of a hook."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+
+
+def validate_within_fit(trainer: L.Trainer) -> dict[str, float]:
+    """Run the validation loop once more inside of `fit`, and return what it logs; empty without validation data.
+
+    Callbacks that choose checkpoints or stop the run do not see it.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [cb for cb in callbacks if not isinstance(cb, (Checkpoint, EarlyStopping))]  # type: ignore[attr-defined]
+    trainer.validating = True
+    try:
+        return as_metrics(trainer.fit_loop.epoch_loop.val_loop.run())
+    finally:
+        trainer.training = True
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+
+def as_metrics(outputs: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Return the scalars that an evaluation loop logged, over all its dataloaders."""
+    return {k: float(v) for output in outputs for k, v in output.items() if not isinstance(v, Tensor) or v.numel() == 1}
+
+
+def calibration_batches(trainer: L.Trainer, loader: Iterable[Any] | None, num_batches: int) -> list[Any]:
+    """Return the first batches of a loader, on the trainer's device.
+
+    Raises:
+        ValueError: there is no loader.
+    """
+    if loader is None:
+        raise ValueError("`datamodule` gives training batches to calibrate on, but there is no train_dataloader.")
+    return [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in islice(iter(loader), num_batches)]
+
+
+def step_of(module: L.LightningModule) -> Any:
+    """Return the module's own step as (module, batch) -> its result: `training_step`, or with manual optimization,
+    where that would train, `validation_step`."""
+    name = "training_step" if module.automatic_optimization else "validation_step"
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        function = getattr(model, name)
+        takes_index = "batch_idx" in inspect.signature(function).parameters
+        return function(batch, 0) if takes_index else function(batch)
+
+    return step
+
+
+def loss_of(module: L.LightningModule) -> Any:
+    """Return (module, batch) -> the loss of `training_step`.
+
+    Raises:
+        ValueError: manual optimization, whose training step returns no loss and steps the optimizers itself.
+    """
+    if not module.automatic_optimization:
+        raise ValueError("`criterion` asks for gradients, which need automatic optimization to calibrate: train with it.")
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        result = step_of(module)(model, batch)
+        found: Tensor = result["loss"] if isinstance(result, dict) else result
+        return found
+
+    return loss
+
+
+@contextmanager
+def silenced(module: L.LightningModule) -> Iterator[None]:
+    """Let a module's steps run without logging anything or leaving a trace in its metrics."""
+    module.__dict__["log"] = module.__dict__["log_dict"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del module.__dict__["log"], module.__dict__["log_dict"]
+        for metric in (m for m in module.modules() if isinstance(m, Metric)):
+            metric.reset()

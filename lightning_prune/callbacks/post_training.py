@@ -1,0 +1,160 @@
+"""Pruning a trained model in one shot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.evaluation import (
+    as_metrics,
+    calibration_batches,
+    loss_of,
+    silenced,
+    step_of,
+    validate_within_fit,
+)
+from lightning_prune.core.checks import check_choice, check_count
+from lightning_prune.core.criteria.weights import Magnitude
+from lightning_prune.core.granularities import Weight
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scopes.rankings import Global
+from lightning_prune.core.types import Criterion, Granularity, Scope
+from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
+from lightning_prune.model.pruning import Pruner
+
+FILE_NAME = "pruned.ckpt"
+
+
+class PostTrainingPruning(PruningCallback):
+    """Prune a trained model in one shot: when `fit` ends, or with `run` on a checkpoint, without training.
+
+    The model is validated before and after, and saved as `pruned.ckpt` beside the other checkpoints. Criteria by
+    activations or gradients are calibrated on training batches, through the module's own `training_step`.
+
+    Args:
+        sparsity: fraction of the groups removed, in [0, 1); numbers by name pattern; None where the scope prescribes
+            it.
+        criterion: how good each weight is.
+        granularity: what goes as one piece.
+        scope: who competes with whom.
+        include: patterns or module types to prune; by default the linear, convolution and attention weights.
+        exclude: patterns or module types to leave out.
+        checkpoint: what to prune when `fit` ends: the "last" weights, or those of the "best" checkpoint.
+        num_calibration_batches: how many training batches to calibrate on, at least 1.
+        reestimate_batch_norm: whether batch-norm statistics are computed anew on those batches, after pruning.
+        report: whether to write `report.json` and `report.md` beside the run.
+
+    Raises:
+        ValueError: a value out of its range, at once; what does not fit the model, before any weight is changed.
+
+    Example:
+        >>> from lightning_prune import PerRow, PostTrainingPruning, Wanda
+        >>> PostTrainingPruning(sparsity=0.5, criterion=Wanda(), scope=PerRow()).describe()["criterion"]
+        'Wanda()'
+    """
+
+    def __init__(
+        self,
+        sparsity: float | Mapping[str, float] | None = None,
+        *,
+        criterion: Criterion = Magnitude(),
+        granularity: Granularity = Weight(),
+        scope: Scope = Global(),
+        include: Sequence[Any] | None = None,
+        exclude: Sequence[Any] = (),
+        checkpoint: str = "last",
+        num_calibration_batches: int = 16,
+        reestimate_batch_norm: bool = False,
+        report: bool = True,
+    ) -> None:
+        super().__init__(Recipe(sparsity, criterion, granularity, scope, include, exclude), report=report)
+        self.checkpoint = check_choice("checkpoint", checkpoint, ("last", "best"))
+        self.num_calibration_batches = check_count("num_calibration_batches", num_calibration_batches, minimum=1)
+        self.reestimate_batch_norm = reestimate_batch_norm
+        self.metrics_before: dict[str, float] = {}
+        self.metrics_after: dict[str, float] = {}
+        self.path: str | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check before training what would only fail after it.
+
+        Raises:
+            ValueError: the recipe does not fit the model, or there will be no best checkpoint.
+        """
+        pruner = Pruner(pl_module, self.recipe)
+        if pruner.statistics.gradients:
+            loss_of(pl_module)
+        monitored = isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
+        if self.checkpoint == "best" and not monitored:
+            raise ValueError('`checkpoint` is "best" only with a ModelCheckpoint(monitor=...), but the Trainer has none.')
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prune what was trained, validate it before and after, and save it."""
+        if self.checkpoint == "best" and isinstance(callback := trainer.checkpoint_callback, ModelCheckpoint):
+            best = torch.load(callback.best_model_path, map_location=pl_module.device, weights_only=True)
+            pl_module.load_state_dict(best["state_dict"])
+        self.metrics_before = validate_within_fit(trainer)
+        self._prune_(trainer, pl_module, trainer.train_dataloader)
+        self.metrics_after = validate_within_fit(trainer)
+        if trainer.checkpoint_callback is not None:
+            self._save(trainer)
+
+    def run(
+        self,
+        trainer: L.Trainer,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> dict[str, float]:
+        """Prune a trained model without training: validate, prune in place, validate again, save, report.
+
+        Args:
+            trainer: validates, and says where files go.
+            model: the module; its weights are loaded from `ckpt_path` if that is given.
+            datamodule: its validation data measures, its training data calibrates; without it, the module's own.
+            ckpt_path: a checkpoint of the dense model.
+
+        Returns:
+            The metrics after pruning.
+
+        Raises:
+            ValueError: the recipe does not fit the model, or calibration data is missing.
+        """
+        Pruner(model, self.recipe)  # refuse before anything is loaded or run
+        self._arrange(trainer, model, "validate")
+        self.metrics_before = as_metrics(trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False))
+        if datamodule is not None:
+            datamodule.setup("fit")
+        source = datamodule if datamodule is not None else model
+        model.to(trainer.strategy.root_device)
+        self._prune_(trainer, model, source.train_dataloader)
+        self.metrics_after = as_metrics(trainer.validate(model, datamodule, verbose=False))
+        self._save(trainer)
+        return self.metrics_after
+
+    def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
+        self.pruner = Pruner(module, self.recipe)
+        statistics = self.pruner.statistics
+        needs_data = statistics.activations or statistics.gradients or self.reestimate_batch_norm
+        batches: Iterable[Any] = ()
+        if needs_data:
+            loader = loader() if callable(loader) else loader
+            batches = calibration_batches(trainer, loader, self.num_calibration_batches)
+        with silenced(module):
+            loss = loss_of(module) if statistics.gradients else None
+            calibrate(statistics, module, batches, forward=step_of(module), loss=loss)
+            self._update_(1.0, step=trainer.global_step, progress=1.0)
+            if self.reestimate_batch_norm:
+                reestimate_batch_norm_(module, batches, forward=step_of(module))
+
+    def _save(self, trainer: L.Trainer) -> None:
+        callback = trainer.checkpoint_callback
+        folder = (callback.dirpath if isinstance(callback, ModelCheckpoint) else None) or trainer.default_root_dir
+        self.path = str(Path(folder) / FILE_NAME)
+        trainer.save_checkpoint(self.path)

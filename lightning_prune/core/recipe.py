@@ -1,0 +1,81 @@
+"""The nouns that decide what is pruned, together: a recipe is checked as a whole before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_prune.core.checks import check_sparsity
+from lightning_prune.core.criteria import required_statistics
+from lightning_prune.core.criteria.weights import Magnitude
+from lightning_prune.core.granularities import Weight
+from lightning_prune.core.patterns import check_patterns
+from lightning_prune.core.scopes.allocations import Fixed
+from lightning_prune.core.scopes.rankings import Global
+from lightning_prune.core.types import Criterion, Granularity, Name, Prescribes, Scope, Shape
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is pruned, and how much of it in the end.
+
+    Args:
+        sparsity: fraction of the groups removed in the end, in [0, 1); numbers by name pattern, short for
+            `scope=Fixed(...)`; or None where the scope prescribes it (N:M, Fixed).
+        criterion: how good each weight is.
+        granularity: what goes as one piece.
+        scope: who competes with whom.
+        include: patterns or module types to prune instead of the default (`select_targets`).
+        exclude: patterns or module types to leave out.
+
+    Raises:
+        ValueError: a value out of its range, or two that contradict each other.
+    """
+
+    sparsity: float | Mapping[str, float] | None = None
+    criterion: Criterion = field(default_factory=Magnitude)
+    granularity: Granularity = field(default_factory=Weight)
+    scope: Scope = field(default_factory=Global)
+    include: Sequence[Any] | None = None
+    exclude: Sequence[Any] = ()
+
+    def __post_init__(self) -> None:
+        for argument in ("include", "exclude"):
+            if (patterns := getattr(self, argument)) is not None:
+                object.__setattr__(self, argument, _checked(argument, patterns))
+        required_statistics(self.criterion)
+        if isinstance(self.sparsity, Mapping):
+            if self.scope != Global():
+                raise ValueError(f"`sparsity` by pattern sets the scope, so none can be given, but got {self.scope}.")
+            object.__setattr__(self, "scope", Fixed(self.sparsity))
+            object.__setattr__(self, "sparsity", None)
+        self._check_sparsity()
+
+    def _check_sparsity(self) -> None:
+        if isinstance(self.scope, Prescribes):
+            if self.sparsity is not None:
+                raise ValueError(f"`sparsity` is prescribed by {self.scope}: leave it out, but got {self.sparsity!r}.")
+        elif self.sparsity is None:
+            raise ValueError("`sparsity` is the fraction removed in the end, in [0, 1), but got None: say how much.")
+        else:
+            check_sparsity("sparsity", self.sparsity)
+
+    def final_sparsity(self, group_shapes: Mapping[Name, Shape]) -> float:
+        """Return the sparsity, over all groups, that the schedule's 1 stands for."""
+        if isinstance(self.scope, Prescribes):
+            return self.scope.prescribed(group_shapes)
+        assert isinstance(self.sparsity, (int, float))
+        return float(self.sparsity)
+
+    def describe(self) -> dict[str, str]:
+        """Return the nouns as text, for reports and to notice a change after a resume."""
+        return {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def _checked(argument: str, patterns: Any) -> tuple[Any, ...]:
+    if isinstance(patterns, str):
+        check_patterns(argument, patterns)
+    found = tuple(patterns)
+    check_patterns(argument, [p for p in found if not isinstance(p, type)])
+    return found

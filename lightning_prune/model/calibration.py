@@ -1,0 +1,128 @@
+"""Calibration batches: statistics for criteria, and batch-norm statistics after pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_prune.model.statistics import Statistics
+
+Step = Callable[[nn.Module, Any], Any]
+
+
+def calibrate(
+    statistics: Statistics,
+    model: nn.Module,
+    batches: Iterable[Any] | None,
+    *,
+    forward: Step | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+) -> None:
+    """Run calibration batches through a model in eval mode, as far as its criterion needs them.
+
+    Gradients are summed over the batches; those that the parameters had before are put back.
+
+    Args:
+        statistics: what to read.
+        model: the whole model.
+        batches: anything that `forward` and `loss` understand.
+        forward: (model, batch) -> anything; by default a mapping is passed as keyword arguments, of a tuple or list
+            the first entry, anything else as it is.
+        loss: (model, batch) -> scalar.
+
+    Raises:
+        ValueError: what the criterion needs is not given, or belongs to training.
+    """
+    if not (statistics.activations or statistics.gradients):
+        return
+    _check(statistics, batches, loss)
+    step = loss if statistics.gradients else forward or call_model
+    assert batches is not None and step is not None
+    num_batches = 0
+    with evaluating(model), _own_gradients(model.parameters()), statistics.watch():
+        for num_batches, batch in enumerate(batches, start=1):
+            with torch.set_grad_enabled(bool(statistics.gradients)):
+                result = step(model, batch)
+                if statistics.gradients:
+                    result.backward()
+        statistics.note_gradients()
+        statistics.confirm()
+    if not num_batches:
+        raise ValueError("`batches` is calibration data, at least one batch, but got none.")
+
+
+def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward: Step | None = None) -> int:
+    """Compute the running mean and variance of every batch norm anew, as plain averages over the batches.
+
+    Pruning moves the distribution that they were estimated on; Li et al. 2020 (arXiv:2007.02491) adapt them so.
+
+    Args:
+        model: only its batch norms are changed; the other modules run in eval mode.
+        batches: as for `calibrate`.
+        forward: as for `calibrate`.
+
+    Returns:
+        How many batch norms there are; with none, no batch is run.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    if not norms:
+        return 0
+    with evaluating(model), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+            norm.training = True
+        for batch in batches:
+            (forward or call_model)(model, batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return len(norms)
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Call a model on a batch: keyword arguments of a mapping, the first entry of a tuple or list, or the batch itself."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch every module to eval mode, and each back to its own mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _own_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Start without gradients, and put back those that were there."""
+    before = [(parameter, parameter.grad) for parameter in parameters]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, grad in before:
+            parameter.grad = grad
+
+
+def _check(statistics: Statistics, batches: Iterable[Any] | None, loss: object) -> None:
+    if "movement" in statistics.gradients:
+        raise ValueError("`criterion` asks for `movement`, a sum over training: use it with TrainTimePruning.")
+    if batches is None:
+        raise ValueError(
+            f"`batches` is calibration data, which the criterion needs for {list(statistics.names)}, but got None."
+        )
+    if statistics.gradients and loss is None:
+        raise ValueError("`loss` is a function (model, batch) -> scalar, which the criterion needs, but got None.")

@@ -1,0 +1,153 @@
+"""A model and a recipe: masks are computed, kept and applied. `prune` is the functional form, no Trainer needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_prune.core.criteria import required_statistics
+from lightning_prune.core.criteria.weights import Magnitude
+from lightning_prune.core.granularities import Weight
+from lightning_prune.core.masks import (
+    PackedMask,
+    check_mask,
+    compute_masks,
+    group_scores,
+    group_shapes,
+    pack,
+    unpack,
+    without_pruned,
+)
+from lightning_prune.core.patterns import listed
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scopes.rankings import Global
+from lightning_prune.core.types import Criterion, Granularity, Masks, Scope
+from lightning_prune.model.apply import apply_masks_
+from lightning_prune.model.calibration import calibrate
+from lightning_prune.model.statistics import Statistics
+from lightning_prune.model.targets import Pattern, select_targets
+
+
+class Pruner:
+    """The masks of one model under one recipe.
+
+    Args:
+        model: it is only read here; `update_` and `apply_` change its weights in place.
+        recipe: what is pruned, and how much of it in the end.
+        trained: ids of the parameters that are being trained; where the recipe names no targets of its own, others
+            (a frozen teacher, an average of the weights) are left alone. All count by default.
+
+    Raises:
+        ValueError: the recipe does not fit the model (patterns without a match, layers that N:M cannot divide,
+            statistics that cannot be read, ...).
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, trained: Container[int] | None = None) -> None:
+        self.recipe = recipe
+        self.targets = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
+        self.group_shapes = group_shapes(self.shapes, recipe.granularity)
+        self.final_sparsity = recipe.final_sparsity(self.group_shapes)
+        self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
+        self.masks: Masks = {}
+        self.requested = 0.0
+
+    def update_(self, fraction: float) -> None:
+        """Compute new masks, for a fraction of the final sparsity in [0, 1], and apply them.
+
+        What is pruned stays pruned, unless less sparsity than before is asked for: then all weights compete anew.
+        """
+        requested = fraction * self.final_sparsity
+        scores = group_scores(
+            self.statistics.read(), self.shapes, criterion=self.recipe.criterion, granularity=self.recipe.granularity
+        )
+        if requested >= self.requested:
+            scores = without_pruned(scores, self.masks, self.recipe.granularity)
+        granularity, scope = self.recipe.granularity, self.recipe.scope
+        self.masks = (
+            compute_masks(scores, self.shapes, requested, granularity=granularity, scope=scope) if requested else {}
+        )
+        self.requested = requested
+        self.statistics.clear()
+        self.apply_()
+
+    def apply_(self, among: Container[int] | None = None) -> None:
+        """Set the pruned weights to zero, of all targets or of those whose ids are `among` the given ones."""
+        names = [name for name in self.masks if among is None or id(self.targets[name]) in among]
+        apply_masks_([self.targets[name] for name in names], [self.masks[name] for name in names])
+
+    def apply_to_(self, model: nn.Module) -> None:
+        """Set the pruned weights of a copy of the model to zero, wherever the copy lies."""
+        copies = dict(model.named_parameters())
+        weights = [copies[name] for name in self.masks]
+        apply_masks_(weights, [m.to(w.device) for m, w in zip(self.masks.values(), weights, strict=True)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks (packed), progress and sums, all of it safe under `torch.load(weights_only=True)`."""
+        packed = {name: pack(mask) for name, mask in self.masks.items()}
+        return {"masks": packed, "requested": self.requested, "statistics": self.statistics.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, or leave all as it is.
+
+        Raises:
+            ValueError: the masks belong to other parameters or shapes.
+        """
+        packed: Mapping[str, PackedMask] = state["masks"]
+        if unknown := [name for name in packed if name not in self.targets]:
+            raise ValueError(
+                f"`masks` of the checkpoint belong to the pruned weights, {listed(self.targets)}, but got some for "
+                f"{listed(unknown)}: the model, `include` or `exclude` has changed."
+            )
+        masks = {name: unpack(name, mask) for name, mask in packed.items()}
+        for name, mask in masks.items():
+            check_mask(name, mask, self.shapes[name])
+        self.masks = {name: mask.to(self.targets[name].device) for name, mask in masks.items()}
+        self.requested = float(state["requested"])
+        self.statistics.load_state_dict(state["statistics"])
+
+
+def prune(
+    model: nn.Module,
+    sparsity: float | Mapping[str, float] | None = None,
+    *,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    criterion: Criterion = Magnitude(),
+    granularity: Granularity = Weight(),
+    scope: Scope = Global(),
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] = (),
+) -> Masks:
+    """Prune a model in one shot, in place, and return the masks (True is kept).
+
+    Args:
+        model: any module.
+        sparsity: fraction removed, in [0, 1); numbers by name pattern; None where the scope prescribes it.
+        batches: calibration data, for criteria by activations or gradients.
+        forward: (model, batch) -> anything, runs the model on one batch; by default a mapping is passed as keyword
+            arguments, of a tuple or list the first entry, anything else as it is.
+        loss: (model, batch) -> scalar, for criteria by gradients.
+        criterion: how good each weight is.
+        granularity: what goes as one piece.
+        scope: who competes with whom.
+        include: patterns or module types to prune; by default linear, convolution and attention weights.
+        exclude: patterns or module types to leave out.
+
+    Raises:
+        ValueError: a value out of its range, a pattern without a match, or missing calibration data. The model is
+            then as it was.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> masks = prune(net, sparsity=0.75)
+        >>> sum(int(mask.sum()) for mask in masks.values()), sum(int((m.weight != 0).sum()) for m in (net[0], net[2]))
+        (6, 6)
+    """
+    pruner = Pruner(model, Recipe(sparsity, criterion, granularity, scope, include, exclude))
+    calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
+    pruner.update_(1.0)
+    return pruner.masks

@@ -1,0 +1,121 @@
+"""Which parameters are pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from lightning_prune.core.patterns import check_match, listed, matches
+from lightning_prune.core.types import Name
+
+Pattern: TypeAlias = str | type[nn.Module]
+
+DEFAULT_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, _ConvNd, nn.MultiheadAttention)
+ATTENTION_BIASES = ("bias_k", "bias_v")  # of nn.MultiheadAttention: (1, 1, E), yet biases
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A parameter that could be pruned: all its names (tied weights have several) and the modules that own it."""
+
+    parameter: nn.Parameter
+    names: tuple[Name, ...]
+    owners: tuple[nn.Module, ...]
+
+    def matches(self, pattern: Pattern) -> bool:
+        if isinstance(pattern, str):
+            return any(matches(pattern, name) for name in self.names)
+        return any(isinstance(owner, pattern) for owner in self.owners)
+
+    @property
+    def is_default(self) -> bool:
+        return all(isinstance(o, DEFAULT_TYPES) or _is_transformers_conv1d(o) for o in self.owners)
+
+
+def select_targets(
+    model: nn.Module,
+    *,
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] = (),
+    trained: Container[int] | None = None,
+) -> dict[Name, nn.Parameter]:
+    """Return the parameters to prune by name, in the order of the model; tied weights once, by their first name.
+
+    Candidates are floating-point parameters of at least two dims: never a bias or the scale of a norm. By default
+    the weights of linear and convolution layers and of attention projections are taken, the output layer among
+    them (`exclude=["head"]` leaves yours out), embeddings and recurrent layers not (`include=[nn.Embedding, ...]`).
+
+    Args:
+        model: any module.
+        include: what to take instead of the default. Each entry is a glob on the parameter's name or on a module
+            path above it ("encoder", "*.attn.*"), a regular expression after "re:", or a module type.
+        exclude: what to leave out; it wins over `include`.
+        trained: ids of the parameters that are being trained; without `include`, only these are taken.
+
+    Raises:
+        ValueError: an entry matches nothing, nothing is left to prune, or a lazy parameter has no shape yet.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 4))
+        >>> list(select_targets(net, exclude=["2"]))
+        ['0.weight']
+    """
+    candidates = _candidates(model)
+    for argument, patterns in (("include", include or ()), ("exclude", exclude)):
+        _check_matches(argument, patterns, candidates)
+
+    def is_chosen(candidate: _Candidate) -> bool:
+        if any(candidate.matches(p) for p in exclude):
+            return False
+        if include is not None:
+            return any(candidate.matches(p) for p in include)
+        return candidate.is_default and (trained is None or id(candidate.parameter) in trained)
+
+    chosen = {name: candidate.parameter for name, candidate in candidates.items() if is_chosen(candidate)}
+    if not chosen:
+        raise ValueError(
+            f"`include` and `exclude` leave nothing to prune in {type(model).__name__}: include={include!r}, "
+            f"exclude={exclude!r}. The candidates, parameters of at least two dims, are {listed(candidates) or 'none'}."
+        )
+    return chosen
+
+
+def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
+    names: dict[int, list[Name]] = {}
+    owners: dict[int, list[nn.Module]] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{path}.{key}" if path else key
+            if is_lazy(parameter):
+                raise ValueError(f"`{name}` is a lazy parameter without a shape: run one batch through the model first.")
+            if _is_candidate(module, key, parameter):
+                parameters[id(parameter)] = parameter
+                names.setdefault(id(parameter), []).append(name)
+                owners.setdefault(id(parameter), []).append(module)
+    return {names[i][0]: _Candidate(p, tuple(names[i]), tuple(owners[i])) for i, p in parameters.items()}
+
+
+def _is_candidate(module: nn.Module, key: str, parameter: Tensor) -> bool:
+    is_bias = isinstance(module, nn.MultiheadAttention) and key in ATTENTION_BIASES
+    return parameter.dim() >= 2 and parameter.numel() > 0 and parameter.is_floating_point() and not is_bias
+
+
+def _check_matches(argument: str, patterns: Sequence[Pattern], candidates: Mapping[Name, _Candidate]) -> None:
+    for pattern in patterns:
+        if any(c.matches(pattern) for c in candidates.values()):
+            continue
+        if isinstance(pattern, str):
+            check_match(argument, pattern, candidates)
+        known = sorted({type(owner).__name__ for c in candidates.values() for owner in c.owners})
+        raise ValueError(f"`{argument}` has a type that no weight belongs to: {pattern!r}. The types are {listed(known)}.")
+
+
+def _is_transformers_conv1d(module: nn.Module) -> bool:
+    """Whether this is the linear layer of GPT-2 in Hugging Face transformers, which is no `nn.Linear`."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
