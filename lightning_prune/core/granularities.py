@@ -151,7 +151,7 @@ class Block:
 
     def expand(self, mask: Tensor, shape: Shape) -> Tensor:
         full = mask.repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
-        return full[: shape[0], : math.prod(shape[1:])].reshape(shape)
+        return full[: shape[0], : math.prod(shape[1:])].reshape(shape).contiguous()
 
     def _tiles(self, matrix: Tensor, fill: float) -> Tensor:
         """Cut (out, in) into (tile row, tile column, weight), the edges filled up."""
