@@ -27,7 +27,7 @@ VARIANTS = {  # settings worth a run of the laws besides the defaults
     "Kernel": [{"reduction": "max"}],
     "Block": [{"height": 2, "width": 3, "reduction": "max"}, {"reduction": "sum"}],
     "Local": [{"min_keep": 0.1}],
-    "Global": [{"min_keep": 0.1}, {"min_keep": 0}],
+    "Global": [{"min_keep": 0.05}, {"min_keep": 0}],
     "NofM": [{"n": 1, "m": 4}, {"n": 4, "m": 8}],
     "ERK": [{"kernel": False}],
 }
