@@ -1,0 +1,14 @@
+PYTHON ?= python3
+
+.PHONY: demo test
+
+demo: .venv/installed  ## set up, then train and prune the embedded digits (CPU, seconds)
+	.venv/bin/python train.py pruning=global_unstructured
+
+test: .venv/installed  ## set up, then run all tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
+
+.venv/installed: pyproject.toml constraints.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q -r requirements-dev.txt
+	touch $@
