@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
@@ -29,11 +29,16 @@ class PruningCallback(L.Callback):
         report: whether a report of the run is written, by a `SparsityMonitor` that is added if there is none.
     """
 
+    kind: ClassVar[str]
+
     def __init__(self, recipe: Recipe, *, report: bool) -> None:
         self.recipe, self.report = recipe, report
         self.pruner: Pruner | None = None
         self.updates: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self.metrics_before: dict[str, float] = {}
+        self.metrics_after: dict[str, float] = {}
+        self.path: str | None = None
         self._loaded: dict[str, Any] | None = None
 
     @property
@@ -140,6 +145,10 @@ class PruningCallback(L.Callback):
         self.pruner.load_state_dict(state["pruner"])
         self.updates = list(state["updates"])
         self.pruner.apply_()
+
+    def _finish_report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for monitor in (cb for cb in trainer.callbacks if isinstance(cb, SparsityMonitor)):  # type: ignore[attr-defined]
+            monitor.finish(trainer, pl_module)
 
     def _warn(self, message: str) -> None:
         self.warnings.append(message)

@@ -53,7 +53,7 @@ def step_of(module: L.LightningModule) -> Any:
 
     def step(model: nn.Module, batch: Any) -> Any:
         function = getattr(model, name)
-        takes_index = "batch_idx" in inspect.signature(function).parameters
+        takes_index = len(inspect.signature(function).parameters) > 1
         return function(batch, 0) if takes_index else function(batch)
 
     return step

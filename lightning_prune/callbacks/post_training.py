@@ -59,6 +59,8 @@ class PostTrainingPruning(PruningCallback):
         'Wanda()'
     """
 
+    kind = "post_training"
+
     def __init__(
         self,
         sparsity: float | Mapping[str, float] | None = None,
@@ -77,9 +79,6 @@ class PostTrainingPruning(PruningCallback):
         self.checkpoint = check_choice("checkpoint", checkpoint, ("last", "best"))
         self.num_calibration_batches = check_count("num_calibration_batches", num_calibration_batches, minimum=1)
         self.reestimate_batch_norm = reestimate_batch_norm
-        self.metrics_before: dict[str, float] = {}
-        self.metrics_after: dict[str, float] = {}
-        self.path: str | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check before training what would only fail after it.
@@ -127,7 +126,7 @@ class PostTrainingPruning(PruningCallback):
             ValueError: the recipe does not fit the model, or calibration data is missing.
         """
         Pruner(model, self.recipe)  # refuse before anything is loaded or run
-        self._arrange(trainer, model, "validate")
+        self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False))
         if datamodule is not None:
             datamodule.setup("fit")
@@ -136,6 +135,7 @@ class PostTrainingPruning(PruningCallback):
         self._prune_(trainer, model, source.train_dataloader)
         self.metrics_after = as_metrics(trainer.validate(model, datamodule, verbose=False))
         self._save(trainer)
+        self._finish_report(trainer, model)
         return self.metrics_after
 
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:

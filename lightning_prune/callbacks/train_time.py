@@ -58,6 +58,8 @@ class TrainTimePruning(PruningCallback):
         'Linear()'
     """
 
+    kind = "train_time"
+
     def __init__(
         self,
         sparsity: float | Mapping[str, float] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from lightning_prune.core.masks import (
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Criterion, Granularity, Masks, Scope
+from lightning_prune.core.types import Criterion, Granularity, Masks, Name, Scope
 from lightning_prune.model.apply import apply_masks_
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.statistics import Statistics
@@ -53,6 +54,20 @@ class Pruner:
         self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
         self.masks: Masks = {}
         self.requested = 0.0
+
+    @property
+    def num_groups(self) -> int:
+        """The number of groups of all targets."""
+        return sum(math.prod(shape) for shape in self.group_shapes.values())
+
+    def count_groups(self, name: Name) -> tuple[int, int] | None:
+        """Return how many groups a target has and keeps; None where each weight is its own group."""
+        if self.group_shapes[name] == self.shapes[name]:
+            return None
+        size = math.prod(self.group_shapes[name])
+        if name not in self.masks:
+            return size, size
+        return size, int((self.recipe.granularity.reduce(self.masks[name].float()) > 0).sum())
 
     def update_(self, fraction: float) -> None:
         """Compute new masks, for a fraction of the final sparsity in [0, 1], and apply them.

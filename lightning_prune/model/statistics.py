@@ -7,7 +7,7 @@ all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,14 +107,13 @@ class Statistics:
             yield
 
     @torch.no_grad()
-    def note_gradients(self, parameters: Sequence[Tensor] | None = None) -> None:
-        """Note the gradients of targets among `parameters` (all by default) before the optimizer steps.
+    def note_gradients(self, among: Container[int] | None = None) -> None:
+        """Note the gradients of all targets, or of those whose ids are `among` the given ones, before a step.
 
         They count once `confirm` says that the step was taken: mixed precision may skip it.
         """
-        chosen = None if parameters is None else {id(p) for p in parameters}
         for name, p in self.targets.items():
-            if p.grad is not None and (chosen is None or id(p) in chosen):
+            if p.grad is not None and (among is None or id(p) in among):
                 for kind in self.gradients:
                     noted = p.grad.detach().clone() if kind == "grad" else -p.detach() * p.grad
                     self._pending.setdefault(kind, {})[name] = noted

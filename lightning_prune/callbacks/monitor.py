@@ -1,0 +1,98 @@
+"""Watches a run and reports on it: what was removed, what that gained, what it cost."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lightning_prune.callbacks.reporting import Prunes, build_report
+from lightning_prune.model.cost import Call, capture_call, measure
+from lightning_prune.report.data import Cost, Evaluation, Report
+from lightning_prune.report.render import print_report, write
+from lightning_prune.report.storage import from_json, to_json
+
+
+class SparsityMonitor(L.Callback):
+    """Write `report.json` and `report.md` beside the run, and show the report in the terminal.
+
+    A pruning callback adds one by itself; add your own to choose the folder, or to report on a run that prunes
+    nothing, as the dense baseline of a comparison. Costs are measured on the first batch of the run and at its end.
+
+    Args:
+        folder: where to write; by default the logger's folder, or the trainer's `default_root_dir`.
+        latency: whether to measure latency, which takes some seconds of a large model's time.
+        show: whether to print the report when the run ends.
+
+    Example:
+        >>> SparsityMonitor(latency=False).report is None
+        True
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, latency: bool = True, show: bool = True) -> None:
+        self.folder, self.latency, self.show = folder, latency, show
+        self.report: Report | None = None
+        self._cost_before: Cost | None = None
+        self._evaluations: list[Evaluation] = []
+        self._call: Call | None = None
+        self._capture: Any = None
+        self._capturing = ExitStack()
+
+    def _start_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Watch the first batch, to have a call of the model that can be replayed."""
+        if self._capture is None:
+            self._capture = self._capturing.enter_context(capture_call(pl_module))
+
+    def _end_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self._call is None and self._capture is not None:
+            self._capturing.close()
+            self._call = self._capture.call
+            if self._cost_before is None:
+                self._cost_before = measure(pl_module, self._call, latency=self.latency)
+
+    on_train_batch_start = on_validation_batch_start = _start_capture
+    on_train_batch_end = on_validation_batch_end = _end_capture
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the metrics, and the sparsity that they were reached at."""
+        if trainer.sanity_checking:
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("pruning/")}
+        updates = [update for callback in self._pruning(trainer) for update in callback.updates]
+        sparsity = updates[-1]["achieved"] if updates else 0.0
+        self._evaluations.append(Evaluation(trainer.global_step, sparsity, metrics, trainer.current_epoch))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the report."""
+        self.finish(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._capturing.close()
+
+    def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Report:
+        """Measure the model as it is now, write the report and return it."""
+        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+        cost = measure(pl_module, self._call, latency=self.latency)
+        self.report = build_report(self._pruning(trainer), self._cost_before, cost, self._evaluations, trainer, pl_module)
+        if trainer.is_global_zero:
+            written = write(self.report, folder)
+            if self.show:
+                print_report(self.report, written)
+        return self.report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen so far, as the text of a report."""
+        seen = Report("none", cost_before=self._cost_before, evaluations=tuple(self._evaluations))
+        return {"seen": to_json(seen)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what was seen before the run was interrupted."""
+        seen = from_json(state_dict["seen"])
+        self._cost_before, self._evaluations = seen.cost_before, list(seen.evaluations)
+
+    @staticmethod
+    def _pruning(trainer: L.Trainer) -> list[Prunes]:
+        return [cb for cb in trainer.callbacks if isinstance(cb, Prunes)]  # type: ignore[attr-defined]

@@ -1,0 +1,118 @@
+"""From what callbacks have seen to the report's data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import lightning as L
+
+from lightning_prune.core.masks import sparsity_of
+from lightning_prune.model.pruning import Pruner
+from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update
+from lightning_prune.report.environment import environment
+
+
+@runtime_checkable
+class Prunes(Protocol):
+    """What a report tells of a pruning callback."""
+
+    kind: ClassVar[str]
+    pruner: Pruner | None
+    updates: list[dict[str, Any]]
+    warnings: list[str]
+    metrics_before: dict[str, float]
+    metrics_after: dict[str, float]
+    path: str | None
+
+    def describe(self) -> dict[str, str]:
+        """Return the nouns as text."""
+        ...
+
+
+def build_report(
+    callbacks: Sequence[Prunes],
+    before: Cost | None,
+    after: Cost,
+    evaluations: Sequence[Evaluation],
+    trainer: L.Trainer,
+    module: L.LightningModule,
+) -> Report:
+    """Put together what is known at the end of a run."""
+    pruners = [callback.pruner for callback in callbacks if callback.pruner is not None]
+    updates = sorted((Update(**update) for callback in callbacks for update in callback.updates), key=lambda u: u.step)
+    masks = {name: mask for pruner in pruners for name, mask in pruner.masks.items()}
+    path = _checkpoint(callbacks, trainer)
+    metrics_before, metrics_after = _metrics(callbacks, evaluations)
+    return Report(
+        kind=callbacks[0].kind if callbacks else "none",
+        recipe=_recipe(callbacks),
+        target_sparsity=_target(pruners),
+        achieved_sparsity=sparsity_of(masks) if pruners else None,
+        layers=tuple(layer for pruner in pruners for layer in _layers(pruner, before, after)),
+        updates=tuple(updates),
+        evaluations=tuple(evaluations),
+        cost_before=before,
+        cost_after=after,
+        metrics_before=metrics_before,
+        metrics_after=metrics_after,
+        warnings=tuple(warning for callback in callbacks for warning in callback.warnings),
+        environment=environment(),
+        checkpoint=path,
+        resume_command=f"trainer.fit(model, ckpt_path={path!r})" if path and not _is_pruned_once(callbacks) else None,
+        load_command=f"{type(module).__name__}.load_from_checkpoint({path!r})" if path else None,
+    )
+
+
+def _is_pruned_once(callbacks: Sequence[Prunes]) -> bool:
+    return any(callback.kind == "post_training" for callback in callbacks)
+
+
+def _checkpoint(callbacks: Sequence[Prunes], trainer: L.Trainer) -> str | None:
+    """The pruned model's file: written by the pruning itself, or the last one of the run."""
+    own = [callback.path for callback in callbacks if callback.path]
+    last = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
+        trainer.checkpoint_callback, "best_model_path", ""
+    )
+    return own[0] if own else last or None
+
+
+def _metrics(
+    callbacks: Sequence[Prunes], evaluations: Sequence[Evaluation]
+) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """Metrics of the dense and of the pruned model: measured on purpose, or the last ones seen in each state."""
+    for callback in callbacks:
+        if callback.metrics_after:
+            return callback.metrics_before, callback.metrics_after
+    if not evaluations:
+        return {}, {}
+    if not callbacks:
+        return {}, evaluations[-1].metrics
+    dense = [evaluation.metrics for evaluation in evaluations if evaluation.sparsity == 0.0]
+    return (dense[-1] if dense else {}), (evaluations[-1].metrics if evaluations[-1].sparsity else {})
+
+
+def _recipe(callbacks: Sequence[Prunes]) -> dict[str, str]:
+    """The nouns; with several callbacks, each noun with the number of its callback."""
+    if len(callbacks) == 1:
+        return callbacks[0].describe()
+    return {f"{noun} ({i})": text for i, cb in enumerate(callbacks, start=1) for noun, text in cb.describe().items()}
+
+
+def _target(pruners: Sequence[Pruner]) -> float | None:
+    """The final sparsity, over the groups of all pruners."""
+    sizes = [pruner.num_groups for pruner in pruners]
+    if not sum(sizes):
+        return None
+    return sum(size * pruner.final_sparsity for size, pruner in zip(sizes, pruners, strict=True)) / sum(sizes)
+
+
+def _layers(pruner: Pruner, before: Cost | None, after: Cost) -> list[Layer]:
+    macs = [{layer.name: layer.macs for layer in cost.layers} if cost else {} for cost in (before, after)]
+    layers = []
+    for name, parameter in pruner.targets.items():
+        groups = pruner.count_groups(name)
+        nonzeros = int(parameter.detach().count_nonzero())
+        counts = (parameter.numel(), nonzeros, *(groups or (None, None)))
+        layers.append(Layer(name, tuple(parameter.shape), *counts, macs[0].get(name), macs[1].get(name)))
+    return layers
