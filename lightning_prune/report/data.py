@@ -48,7 +48,11 @@ def differs(before: Latency, after: Latency) -> bool:
         >>> differs(Latency(10.0, 9.0, 11.0, 20), Latency(8.0, 7.0, 9.5, 20))
         False
     """
-    comparable = (before.device, before.num_threads, before.clock) == (after.device, after.num_threads, after.clock)
+    comparable = (before.device, before.num_threads, before.clock) == (
+        after.device,
+        after.num_threads,
+        after.clock,
+    )
     return comparable and (before.low_ms > after.high_ms or after.low_ms > before.high_ms)
 
 

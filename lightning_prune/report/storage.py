@@ -43,10 +43,14 @@ def from_json(text: str) -> Report:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"`report` is JSON that lightning_prune wrote, but got text that is none: {error}.") from error
+        raise ValueError(
+            f"`report` is JSON that lightning_prune wrote, but got text that is none: {error}."
+        ) from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"`report` is JSON that lightning_prune wrote, with a format_version, but got {_short(data)}.")
+        raise ValueError(
+            f"`report` is JSON that lightning_prune wrote, with a format_version, but got {_short(data)}."
+        )
     if version > FORMAT_VERSION:
         raise ValueError(
             f"`format_version` of the report is at most {FORMAT_VERSION}, but got {version}: "
@@ -88,7 +92,7 @@ def write_text(path: str | Path, text: str) -> Path:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     return path
@@ -98,7 +102,10 @@ def _encode(where: str, value: Any, kind: Any) -> Any:
     """Return `value`, of the declared type `kind`, as plain JSON data."""
     if is_dataclass(kind):
         _check(where, isinstance(value, typing.cast(type, kind)), getattr(kind, "__name__", str(kind)), value)
-        return {n: _encode(f"{where}.{n}", getattr(value, n), k) for n, k in _fields(kind).items()}
+        return {
+            n: _encode(f"{where}.{n}", getattr(value, n), k)
+            for n, k in _fields(typing.cast(type, kind)).items()
+        }
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if value is None else _encode(where, value, arguments[0])
@@ -106,7 +113,12 @@ def _encode(where: str, value: Any, kind: Any) -> Any:
         _check(where, isinstance(value, tuple), "a tuple", value)
         return [_encode(f"{where}[{i}]", entry, arguments[0]) for i, entry in enumerate(value)]
     if origin is Mapping:
-        _check(where, isinstance(value, Mapping) and all(isinstance(key, str) for key in value), "a mapping", value)
+        _check(
+            where,
+            isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+            "a mapping",
+            value,
+        )
         return {key: _encode(f"{where}.{key}", entry, arguments[1]) for key, entry in value.items()}
     plain = _plain(where, value, kind)
     if kind is float and not math.isfinite(plain):

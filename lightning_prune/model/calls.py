@@ -1,0 +1,219 @@
+"""Example calls: caught from a real batch, and replayed without leaving a trace."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a module that can be replayed: `call()`.
+
+    Args:
+        module: what is called.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        autocast: device type and dtype of the autocast region that it was caught in, or None.
+
+    Example:
+        >>> Call(nn.Linear(2, 3), (torch.zeros(5, 2),), {})().shape
+        torch.Size([5, 3])
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    autocast: tuple[str, torch.dtype] | None = None
+
+    def __call__(self) -> Any:
+        """Run the module once more."""
+        return self.module(*self.args, **self.kwargs)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The first dim of the first tensor among the arguments, or None where there is none."""
+        shapes = (tensor.shape for tensor in _tensors((self.args, dict(self.kwargs))))
+        return next((shape[0] for shape in shapes if shape), None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module's parameters lie."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+
+class CallCatcher:
+    """Where `capture_call` puts the call it has caught."""
+
+    call: Call | None = None
+
+
+@contextmanager
+def capture_call(model: nn.Module) -> Iterator[CallCatcher]:
+    """Catch the call that stands for the model: of all modules that run, the one with the most trained parameters.
+
+    LightningModules often call `self.net(x)` and not `self(x)`, so the outermost module that ran is not always the
+    model itself. Trained parameters count before frozen ones (a student before its teacher), of equals the first call
+    is taken. Its tensors are copied, so that it can be replayed later. What runs inside of a compiled region is not
+    seen, and modules without parameters are no model.
+
+    Args:
+        model: any module; hooks are set on it and all its submodules while the context is open.
+
+    Yields:
+        An object whose `call` is the call, or None where nothing ran.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+        >>> with capture_call(net) as caught:
+        ...     _ = net(torch.zeros(5, 2))
+        >>> caught.call.module is net, caught.call.batch_size
+        (True, 5)
+    """
+    catcher, best = CallCatcher(), (0, 0)
+
+    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal best
+        if torch.compiler.is_compiling() or _is_redirected(module) or (size := _size(module)) <= best:
+            return
+        best = size
+        args, kwargs = _map_tensors(lambda t: t.detach().clone(), (args, kwargs))
+        catcher.call = Call(module, args, kwargs, _autocast(module))
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            handle = module.register_forward_pre_hook(before_forward, with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield catcher
+
+
+@contextmanager
+def replaying(model: nn.Module, call: Call) -> Iterator[Call]:
+    """Let a call be run in eval mode, without gradients, and put everything back: flags, buffers, random states.
+
+    Args:
+        model: the module that the call's module is a part of.
+        call: what will be run.
+
+    Yields:
+        The call with copies of its tensors, on the module's device (those that were caught on the CPU stay there).
+    """
+    modules = {id(m): m for root in (model, call.module) for m in root.modules()}.values()
+    args, kwargs = _map_tensors(lambda t: _copy(t, call.device), (call.args, dict(call.kwargs)))
+    autocast = torch.autocast(*call.autocast) if call.autocast else nullcontext()
+    with (
+        _eval_mode(modules),
+        _buffers_kept(modules),
+        _random_states_kept(call.device),
+        _eager(),
+        _quiet(),
+        torch.no_grad(),
+        autocast,
+    ):
+        yield replace(call, args=args, kwargs=kwargs)
+
+
+@contextmanager
+def _eval_mode(modules: Any) -> Iterator[None]:
+    flags = [(module, module.training) for module in modules]
+    try:
+        for module, _ in flags:
+            module.training = False  # not eval(): some override it and merge or swap weights
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def _buffers_kept(modules: Any) -> Iterator[None]:
+    kept = [
+        (m, dict(m._buffers), {n: b.clone() for n, b in m._buffers.items() if b is not None}) for m in modules
+    ]
+    try:
+        yield
+    finally:
+        for module, buffers, values in kept:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            for name, value in values.items():
+                if not torch.equal(buffers[name], value):
+                    buffers[name].copy_(value)
+
+
+@contextmanager
+def _random_states_kept(device: torch.device) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            if numpy:
+                numpy.random.set_state(states[1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back warnings: a replay only repeats what the real batch has said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _eager() -> Any:
+    """Run compiled modules uncompiled, where this version of torch can."""
+    return (
+        torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+    )
+
+
+def _autocast(module: nn.Module) -> tuple[str, torch.dtype] | None:
+    kind = next((p.device.type for p in module.parameters()), "cpu")
+    return (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+
+
+def _size(module: nn.Module) -> tuple[int, int]:
+    parameters = [p for p in module.parameters() if not is_lazy(p)]
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def _is_redirected(module: nn.Module) -> bool:
+    """Whether `forward` is another function for the moment, as a strategy puts `training_step` in its place."""
+    replaced = None if hasattr(module, "_orig_mod") else vars(module).get("forward")
+    return replaced is not None and getattr(replaced, "__func__", None) is not type(module).forward
+
+
+def _copy(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.to(device, copy=True)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(entry)
+
+
+def _map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Return `value` with each tensor in its tuples, lists and dicts replaced; other objects stay as they are."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map_tensors(function, entry) for entry in value))
+    if type(value) in (tuple, list):
+        return type(value)(_map_tensors(function, entry) for entry in value)
+    if type(value) is dict:
+        return {key: _map_tensors(function, entry) for key, entry in value.items()}
+    return value

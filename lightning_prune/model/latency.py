@@ -1,0 +1,85 @@
+"""How long a call takes, by torch.utils.benchmark: on one thread, in turns where several are compared."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+from torch.utils.benchmark import Timer
+
+from lightning_prune.model.calls import Call
+from lightning_prune.report.data import Latency
+
+NUM_ROUNDS = 5
+SECONDS = 0.5  # of measuring each call, over all rounds
+MAX_SECONDS = 3.0  # of one call: what takes longer is not repeated often enough for quartiles
+
+
+def measure_latencies(*calls: Call, seconds: float = SECONDS) -> tuple[Latency, ...]:
+    """Measure calls in turns, so that what else the machine does falls on all of them alike.
+
+    On the CPU it is the processor time of one thread, elsewhere the time on the clock with the device synchronised.
+    Run it inside of `replaying`, for eval mode and no gradients.
+
+    Args:
+        calls: what is measured.
+        seconds: of measuring each, above 0.
+
+    Returns:
+        Median and quartiles of each.
+
+    Raises:
+        ValueError: a call takes longer than `MAX_SECONDS`, or its device is neither CPU nor CUDA.
+
+    Example:
+        >>> (latency,) = measure_latencies(Call(torch.nn.ReLU(), (torch.zeros(9),), {}), seconds=0.01)
+        >>> 0 < latency.low_ms <= latency.median_ms <= latency.high_ms
+        True
+    """
+    timers = [_timer(call) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(NUM_ROUNDS):
+        for timer, found in zip(timers, times, strict=True):
+            found += timer.blocked_autorange(min_run_time=seconds / NUM_ROUNDS).times
+    return tuple(_summary(call, found) for call, found in zip(calls, times, strict=True))
+
+
+def dense_twin(call: Call) -> Call:
+    """Return the same call of a copy of the module whose weights have no zeros, to compare a masked one with.
+
+    The zeros of all weights of at least two dims are replaced by 1; latency does not depend on the value.
+
+    Example:
+        >>> twin = dense_twin(Call(torch.nn.Linear(2, 2), (torch.zeros(1, 2),), {}))
+        >>> bool((twin.module.weight != 0).all())
+        True
+    """
+    module = copy.deepcopy(call.module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() >= 2:
+                parameter.masked_fill_(parameter == 0, 1.0)
+    return replace(call, module=module)
+
+
+def _timer(call: Call) -> Timer:
+    if call.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"`device` is cpu or cuda, where torch's timer waits for the result, but got {call.device}."
+        )
+    settings = {"stmt": "call()", "globals": {"call": call}, "num_threads": 1}
+    timer = Timer(**settings, timer=time.process_time) if call.device.type == "cpu" else Timer(**settings)  # type: ignore[arg-type]
+    if (seconds := timer.timeit(1).mean) > MAX_SECONDS:
+        raise ValueError(
+            f"`call` takes at most {MAX_SECONDS:g} s, but got one of {seconds:.1f} s: too long to repeat."
+        )
+    return timer
+
+
+def _summary(call: Call, times: list[float]) -> Latency:
+    low, median, high = (1000.0 * t for t in statistics.quantiles(times, n=4, method="inclusive"))
+    clock = "cpu" if call.device.type == "cpu" else "wall"
+    return Latency(median, low, high, len(times), str(call.device), 1, clock)
