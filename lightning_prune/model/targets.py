@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
@@ -16,7 +17,7 @@ from lightning_prune.core.types import Name
 Pattern: TypeAlias = str | type[nn.Module]
 
 DEFAULT_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, _ConvNd, nn.MultiheadAttention)
-ATTENTION_BIASES = ("bias_k", "bias_v")  # of nn.MultiheadAttention: (1, 1, E), yet biases
+NORMS = (_NormBase, nn.LayerNorm, nn.RMSNorm)  # a LayerNorm over several dims has a scale of several dims
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
 
 
 def _is_candidate(module: nn.Module, key: str, parameter: Tensor) -> bool:
-    is_bias = isinstance(module, nn.MultiheadAttention) and key in ATTENTION_BIASES
-    return parameter.dim() >= 2 and parameter.numel() > 0 and parameter.is_floating_point() and not is_bias
+    is_spared = key.startswith("bias") or isinstance(module, NORMS)  # the biases of an attention have three dims
+    return parameter.dim() >= 2 and parameter.numel() > 0 and parameter.is_floating_point() and not is_spared
 
 
 def _check_matches(argument: str, patterns: Sequence[Pattern], candidates: Mapping[Name, _Candidate]) -> None:
