@@ -1,0 +1,100 @@
+"""How a report is shown: in the terminal, and as markdown beside its JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_prune.report import rows
+from lightning_prune.report.data import Report
+from lightning_prune.report.storage import save, write_text
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table as RichTable
+
+JSON_NAME = "report.json"
+MARKDOWN_NAME = "report.md"
+
+
+def to_rich(report: Report) -> Group:
+    """Return the report for the terminal, what matters most last: `rich.print(to_rich(report))`."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    page = rows.page(report)
+    panel = Panel(_grid(page.facts), title=Text(page.title, style="bold"), title_align="left", padding=(1, 2))
+    remarks = (
+        _grid([("!", text) for text in page.warnings], "yellow"),
+        _grid([("*", text) for text in page.notes], "dim"),
+    )
+    return Group(panel, *(_rich_table(table) for table in reversed(page.tables)), *remarks)
+
+
+def to_markdown(report: Report) -> str:
+    """Return the report as markdown (GitHub's), the same rows as in the terminal."""
+    page = rows.page(report)
+    facts = "\n".join(f"- **{_escaped(label)}**: {_escaped(text)}" for label, text in page.facts)
+    parts = [f"# {page.title}", facts, *(_markdown_table(table) for table in page.tables)]
+    if page.warnings:
+        parts += ["## Warnings", "\n".join(f"- {_escaped(warning)}" for warning in page.warnings)]
+    if page.notes:
+        parts += ["## Notes", "\n".join(f"- {_escaped(note)}" for note in page.notes)]
+    if report.environment:
+        known = ", ".join(f"{_escaped(name)} {_escaped(text)}" for name, text in report.environment.items())
+        parts += ["## Environment", known]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
+    """Write `report.json` and `report.md` into `folder`, each whole or not at all, and return their paths.
+
+    Raises:
+        ValueError: the report holds what cannot be written; nothing is.
+        OSError: the folder cannot be written.
+    """
+    text = to_markdown(report)
+    return save(report, Path(folder) / JSON_NAME), write_text(Path(folder) / MARKDOWN_NAME, text)
+
+
+def _grid(pairs: Iterable[tuple[str, str]], style: str = "") -> RichTable:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style=style or "bold", no_wrap=True)
+    grid.add_column(style=style, overflow="fold")
+    for label, text in pairs:
+        grid.add_row(Text(label), Text(text))
+    return grid
+
+
+def _rich_table(table: rows.Table) -> RichTable:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(
+        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for i, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
+
+
+def _markdown_table(table: rows.Table) -> str:
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [table.columns, rule, *table.rows]
+    body = "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+    return f"## {table.title}\n\n{body}"
+
+
+def _escaped(text: str) -> str:
+    """Let nothing in a name or a message be taken for markdown; underscores within words are none."""
+    text = re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    return " ".join(text.split())

@@ -1,0 +1,216 @@
+"""What a report says, as text in rows: terminal and markdown show the same page, and only differ in how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_prune.report.data import Cost, Latency, Layer, Report, differs
+from lightning_prune.report.text import UNKNOWN, change, counts, elided, number, percent, size
+
+MAX_LAYERS = 40
+MAX_UPDATES = 10
+DID = {
+    "train_time": "pruned while training",
+    "post_training": "pruned after training",
+    "none": "nothing was pruned",
+}
+LABELS = {
+    "params": "Parameters",
+    "nonzeros": "Nonzeros",
+    "macs": "MACs",
+    "effective_macs": "Effective MACs",
+    "num_bytes": "File (state_dict)",
+    "gzip_bytes": "File after gzip",
+    "latency": "Latency",
+}
+ZEROS = (
+    "Zeros are stored and multiplied like any other number: by themselves they make no model faster and no file "
+    "smaller. That takes smaller layers, a compressed format, or a kernel made for zeros."
+)
+GZIP = "The file after gzip shows how much a compressed format could save."
+EFFECTIVE = (
+    "Effective MACs are what a kernel that skips every zero would have left; no ordinary kernel skips them."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text: the first column names, the others hold numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report as it is shown: facts (label, text), tables, warnings, notes."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def page(report: Report) -> Page:
+    """Return all that a report says."""
+    before, after = report.cost_before, report.cost_after
+    tables = [
+        _costs(before, after),
+        _metrics(report),
+        _layers(report.layers),
+        _updates(report),
+        _evaluations(report),
+    ]
+    return Page(
+        title=f"lightning_prune: {DID[report.kind]}",
+        facts=_facts(report),
+        tables=tuple(table for table in tables if table.rows),
+        warnings=report.warnings,
+        notes=_notes(report),
+    )
+
+
+def _facts(report: Report) -> tuple[tuple[str, str], ...]:
+    achieved, target = report.achieved_sparsity, report.target_sparsity
+    facts = []
+    if achieved is not None or target is not None:
+        asked = "" if target is None else f" of the pruned weights (asked for: {percent(target)})"
+        facts.append(("Sparsity", f"{percent(achieved)}{asked}"))
+    if report.updates:
+        last = report.updates[-1]
+        facts.append(("Updates", f"{len(report.updates)}, the last after step {last.step:,}"))
+    told = {label.lower() for label, _ in facts}
+    nouns = {
+        noun: text
+        for noun, text in report.recipe.items()
+        if noun not in told and text not in ("None", "()", "")
+    }
+    facts += [(noun.capitalize(), text) for noun, text in nouns.items()]
+    paths = {"Checkpoint": report.checkpoint, "Resume": report.resume_command, "Load": report.load_command}
+    return (*facts, *((label, text) for label, text in paths.items() if text))
+
+
+def _costs(before: Cost | None, after: Cost | None) -> Table:
+    shown = [cost for cost in (before, after) if cost is not None]
+    sizes = {cost.batch_size for cost in shown if cost.batch_size is not None}
+    title = "Cost" if len(sizes) != 1 else f"Cost (calls of batch size {sizes.pop()})"
+    rows = [_cost_row(name, before, after) for name in LABELS] if shown else []
+    if any(cost.nonzeros is not None for cost in shown):
+        rows.insert(2, ("Sparsity", *(percent(c.sparsity if c else None) for c in (before, after)), ""))
+    if any(cost.latency for cost in shown):
+        rows.append(("Quartiles, ms", *(_quartiles(c.latency if c else None) for c in (before, after)), ""))
+    return Table(title, ("", "before", "after", "change"), tuple(rows))
+
+
+def _cost_row(name: str, before: Cost | None, after: Cost | None) -> tuple[str, ...]:
+    old, new = (getattr(cost, name) if cost else None for cost in (before, after))
+    if name == "latency":
+        return (
+            LABELS[name],
+            *(_milliseconds(x.median_ms) if x else UNKNOWN for x in (old, new)),
+            _speedup(old, new),
+        )
+    if "bytes" in name:
+        return LABELS[name], size(old), size(new), change(old, new)
+    is_other = "macs" in name and before and after and before.batch_size != after.batch_size
+    return LABELS[name], *counts(old, new), "other batch size" if is_other else change(old, new)
+
+
+def _metrics(report: Report) -> Table:
+    before, after = report.metrics_before, report.metrics_after
+    rows = []
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        difference = UNKNOWN if old is None or new is None else f"{new - old:+.4g}"
+        rows.append((name, number(old), number(new), difference))
+    if not before:
+        return Table("Metrics", ("", "after"), tuple((name, new) for name, _, new, _ in rows))
+    return Table("Metrics", ("", "before", "after", "difference"), tuple(rows))
+
+
+def _layers(layers: Sequence[Layer]) -> Table:
+    columns: dict[str, Sequence[str]] = {
+        "layer": [layer.name for layer in layers],
+        "shape": [" x ".join(map(str, layer.shape)) for layer in layers],
+        "weights": counts(*(layer.params for layer in layers)),
+        "nonzero": counts(*(layer.nonzeros for layer in layers)),
+        "sparsity": [percent(layer.sparsity) for layer in layers],
+    }
+    if any(layer.num_groups is not None for layer in layers):
+        columns["groups kept"] = [_kept(layer) for layer in layers]
+    if any(None not in (x.macs_before, x.macs_after) and x.macs_before != x.macs_after for x in layers):
+        columns["MACs before"] = counts(*(layer.macs_before for layer in layers))
+    if any(layer.macs_after is not None for layer in layers):
+        columns["MACs"] = counts(*(layer.macs_after for layer in layers))
+    return Table("Layers", tuple(columns), elided(list(zip(*columns.values(), strict=True)), MAX_LAYERS))
+
+
+def _kept(layer: Layer) -> str:
+    return UNKNOWN if layer.num_groups is None else " of ".join(counts(layer.num_kept, layer.num_groups))
+
+
+def _updates(report: Report) -> Table:
+    rows = [
+        (f"{u.step:,}", percent(u.progress), percent(u.requested), percent(u.achieved))
+        for u in report.updates
+    ]
+    rows = rows if len(rows) > 1 else []
+    return Table(
+        "Updates of the masks", ("step", "progress", "requested", "achieved"), elided(rows, MAX_UPDATES)
+    )
+
+
+def _evaluations(report: Report) -> Table:
+    names = list(dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.metrics))
+    rows = [
+        (f"{e.step:,}", percent(e.sparsity), *(number(e.metrics.get(name)) for name in names))
+        for e in report.evaluations
+    ]
+    return Table("Along the run", ("step", "sparsity", *names), elided(rows, MAX_UPDATES))
+
+
+def _notes(report: Report) -> tuple[str, ...]:
+    before, after = report.cost_before, report.cost_after
+    notes = []
+    if after and after.sparsity and (not before or before.params == after.params):
+        notes.append(ZEROS)
+    notes += [GZIP] if after and after.gzip_bytes is not None else []
+    notes += [EFFECTIVE] if after and after.effective_macs is not None else []
+    if latency := (after and after.latency) or (before and before.latency):
+        notes.append(_conditions(latency))
+    if empty := [layer.name for layer in report.layers if layer.params and not layer.nonzeros]:
+        notes.append(f"Nothing is left of {', '.join(empty)}.")
+    reasons = {LABELS.get(n, n): r for cost in (before, after) if cost for n, r in cost.unmeasured.items()}
+    notes += [f"{label}: {reason}." for label, reason in reasons.items()]
+    return tuple(notes)
+
+
+def _conditions(latency: Latency) -> str:
+    clock = "processor time" if latency.clock == "cpu" else "time on the clock"
+    threads = "one thread" if latency.num_threads == 1 else f"{latency.num_threads} threads"
+    return (
+        f"Latency is the median {clock} of a call in eval mode on {latency.device}, {threads}. Where the quartiles "
+        "of before and after overlap, there is no measurable difference."
+    )
+
+
+def _speedup(old: Latency | None, new: Latency | None) -> str:
+    if old is None or new is None:
+        return UNKNOWN
+    if (old.device, old.num_threads, old.clock) != (new.device, new.num_threads, new.clock):
+        return "not comparable"
+    if not differs(old, new):
+        return "no measurable difference"
+    ratio = old.median_ms / new.median_ms
+    return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def _quartiles(latency: Latency | None) -> str:
+    return UNKNOWN if latency is None else f"{latency.low_ms:.3g} to {latency.high_ms:.3g}"
