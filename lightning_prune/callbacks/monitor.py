@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from rich.console import Console
 
 from lightning_prune.callbacks.reporting import Prunes, build_report
-from lightning_prune.model.cost import Call, capture_call, measure
+from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
 from lightning_prune.report.data import Cost, Evaluation, Report
-from lightning_prune.report.render import print_report, write
+from lightning_prune.report.render import to_rich, write
 from lightning_prune.report.storage import from_json, to_json
 
 
@@ -37,20 +38,19 @@ class SparsityMonitor(L.Callback):
         self._cost_before: Cost | None = None
         self._evaluations: list[Evaluation] = []
         self._call: Call | None = None
-        self._capture: Any = None
+        self._catcher: CallCatcher | None = None
         self._capturing = ExitStack()
 
     def _start_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Watch the first batch, to have a call of the model that can be replayed."""
-        if self._capture is None:
-            self._capture = self._capturing.enter_context(capture_call(pl_module))
+        if self._catcher is None:
+            self._catcher = self._capturing.enter_context(capture_call(pl_module))
 
     def _end_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self._call is None and self._capture is not None:
+        if self._call is None and self._catcher is not None:
             self._capturing.close()
-            self._call = self._capture.call
-            if self._cost_before is None:
-                self._cost_before = measure(pl_module, self._call, latency=self.latency)
+            self._call = self._catcher.call
+            self._cost_before = self._cost_before or measure(pl_module, self._call, latency=False)
 
     on_train_batch_start = on_validation_batch_start = _start_capture
     on_train_batch_end = on_validation_batch_end = _end_capture
@@ -75,12 +75,17 @@ class SparsityMonitor(L.Callback):
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Report:
         """Measure the model as it is now, write the report and return it."""
         folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
-        cost = measure(pl_module, self._call, latency=self.latency)
-        self.report = build_report(self._pruning(trainer), self._cost_before, cost, self._evaluations, trainer, pl_module)
+        callbacks, before = self._pruning(trainer), self._cost_before
+        after = measure(pl_module, self._call, latency=self.latency and not callbacks)
+        if self.latency and callbacks and self._call and before:
+            before, after = compare_with_dense(pl_module, self._call, before, after)
+        self.report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
         if trainer.is_global_zero:
-            written = write(self.report, folder)
+            paths = write(self.report, folder)
             if self.show:
-                print_report(self.report, written)
+                console = Console()
+                console.print(to_rich(self.report))
+                console.print(f"Report: {paths[0]}", soft_wrap=True, highlight=False)
         return self.report
 
     def state_dict(self) -> dict[str, Any]:

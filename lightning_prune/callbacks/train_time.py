@@ -19,7 +19,7 @@ from lightning_prune.core.schedules import Polynomial
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Criterion, Granularity, Schedule, Scope
 from lightning_prune.core.windows import Window
-from lightning_prune.model.optimizer import mask_state_, parameter_ids
+from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
 
 DECAYED = 0.3  # of the peak learning rate: below it, a network hardly recovers from what is pruned
@@ -43,8 +43,8 @@ class TrainTimePruning(PruningCallback):
         granularity: what goes as one piece.
         scope: who competes with whom.
         window: when masks are updated.
-        include: patterns or module types to prune; by default the linear, convolution and attention weights that an
-            optimizer trains.
+        include: patterns or module types to prune; by default the linear, convolution and attention weights that are
+            trained: stepped by an optimizer and not frozen when fitting starts.
         exclude: patterns or module types to leave out.
         report: whether to write `report.json` and `report.md` beside the run.
 
@@ -87,7 +87,7 @@ class TrainTimePruning(PruningCallback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the targets, resolve the window, go on from what was loaded and hook on to the optimizers."""
         before = self._take_state(pl_module)
-        pruner = self.pruner = Pruner(pl_module, self.recipe, trained=parameter_ids(trainer.optimizers))
+        pruner = self.pruner = Pruner(pl_module, self.recipe, trained=trained_ids(trainer.optimizers))
         self.ramp = Ramp(self.schedule, resolve_window(self.window, trainer))
         if before is None:
             self._peak_lr, self.updates = 0.0, []

@@ -17,6 +17,12 @@ def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
+def trained_ids(optimizers: Iterable[Optimizer]) -> set[int]:
+    """Return the ids of the parameters that the optimizers step and that are not frozen."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {id(p) for group in groups for p in group["params"] if p.requires_grad}
+
+
 def mask_state_(optimizers: Iterable[Optimizer], targets: Mapping[Name, nn.Parameter], masks: Masks) -> None:
     """Zero what optimizers remember of pruned weights: each state tensor of the weight's shape (momenta, averages).
 
