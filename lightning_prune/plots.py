@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from lightning_prune.core.types import Schedule
@@ -45,13 +46,20 @@ def plot_schedule(
     edges = [steps.start, steps.end]
     curve = [edges[0] + (edges[1] - edges[0]) * i / (NUM_POINTS - 1) for i in range(NUM_POINTS)]
     values = [schedule(i / (NUM_POINTS - 1)) for i in range(NUM_POINTS)]
+    if isinstance(window, Window) and window.unit == "run":
+        curve, values = [*curve, scale], [*values, values[-1]]  # what is reached is kept until the run ends
     axes.plot([step / scale for step in curve], values, color="C0", linewidth=1.5)
     if window is not None:
         fired = [step for step in range(steps.start, steps.end + 1) if steps.fires(step)]
         points = [schedule(steps.progress(step)) for step in fired]
         axes.plot([step / scale for step in fired], points, "o", color="C1", markersize=3.5, label="updates")
         axes.legend(loc="lower right", frameon=False)
-    axes.set(xlabel=label, ylabel="fraction of the target sparsity", title=str(schedule), ylim=(-0.04, 1.04))
+    axes.set(
+        xlabel=label,
+        ylabel="fraction of the target sparsity",
+        title=fill(str(schedule), 60),
+        ylim=(-0.04, 1.04),
+    )
     axes.grid(alpha=0.3)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

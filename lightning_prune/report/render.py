@@ -27,11 +27,9 @@ def to_rich(report: Report) -> Group:
 
     page = rows.page(report)
     panel = Panel(_grid(page.facts), title=Text(page.title, style="bold"), title_align="left", padding=(1, 2))
-    remarks = (
-        _grid([("!", text) for text in page.warnings], "yellow"),
-        _grid([("*", text) for text in page.notes], "dim"),
-    )
-    return Group(panel, *(_rich_table(table) for table in reversed(page.tables)), *remarks)
+    warnings = _grid([("!", text) for text in page.warnings], "yellow")
+    notes = _grid([("*", text) for text in page.notes], "dim")
+    return Group(panel, *(_rich_table(table) for table in reversed(page.tables)), warnings, notes)
 
 
 def to_markdown(report: Report) -> str:
@@ -81,7 +79,7 @@ def _rich_table(table: rows.Table) -> RichTable:
         title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
     for i, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+        shown.add_column(Text(column), justify="right" if i else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
     return shown
@@ -96,5 +94,5 @@ def _markdown_table(table: rows.Table) -> str:
 
 def _escaped(text: str) -> str:
     """Let nothing in a name or a message be taken for markdown; underscores within words are none."""
-    text = re.sub(r"([\\`*<>|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    text = re.sub(r"([\\`*<>|\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
     return " ".join(text.split())

@@ -10,6 +10,7 @@ from lightning_prune.report.text import UNKNOWN, change, counts, elided, number,
 
 MAX_LAYERS = 40
 MAX_UPDATES = 10
+MAX_METRICS = 4  # side by side; report.json holds them all
 DID = {
     "train_time": "pruned while training",
     "post_training": "pruned after training",
@@ -115,8 +116,15 @@ def _cost_row(name: str, before: Cost | None, after: Cost | None) -> tuple[str, 
         )
     if "bytes" in name:
         return LABELS[name], size(old), size(new), change(old, new)
-    is_other = "macs" in name and before and after and before.batch_size != after.batch_size
-    return LABELS[name], *counts(old, new), "other batch size" if is_other else change(old, new)
+    if (
+        before
+        and after
+        and "macs" in name
+        and None not in (old, new)
+        and before.batch_size != after.batch_size
+    ):
+        return LABELS[name], *counts(old, new), "other batch size"
+    return LABELS[name], *counts(old, new), change(old, new)
 
 
 def _metrics(report: Report) -> Table:
@@ -135,7 +143,6 @@ def _layers(layers: Sequence[Layer]) -> Table:
     columns: dict[str, Sequence[str]] = {
         "layer": [layer.name for layer in layers],
         "shape": [" x ".join(map(str, layer.shape)) for layer in layers],
-        "weights": counts(*(layer.params for layer in layers)),
         "nonzero": counts(*(layer.nonzeros for layer in layers)),
         "sparsity": [percent(layer.sparsity) for layer in layers],
     }
@@ -164,12 +171,14 @@ def _updates(report: Report) -> Table:
 
 
 def _evaluations(report: Report) -> Table:
-    names = list(dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.metrics))
+    names = list(dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.metrics))[
+        :MAX_METRICS
+    ]
     rows = [
         (f"{e.step:,}", percent(e.sparsity), *(number(e.metrics.get(name)) for name in names))
         for e in report.evaluations
     ]
-    return Table("Along the run", ("step", "sparsity", *names), elided(rows, MAX_UPDATES))
+    return Table("Validation along the run", ("step", "sparsity", *names), elided(rows, MAX_UPDATES))
 
 
 def _notes(report: Report) -> tuple[str, ...]:

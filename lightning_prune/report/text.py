@@ -29,6 +29,8 @@ def counts(*values: int | None) -> tuple[str, ...]:
     Example:
         >>> counts(266610, 27050), counts(25557032, 2555703, None)
         (('266,610', '27,050'), ('25.56 M', '2.56 M', '-'))
+        >>> counts(25557032, 640, 0)
+        ('25.56 M', '< 0.01 M', '0.00 M')
     """
     largest = max((value for value in values if value is not None), default=0)
     if largest < WHOLE_BELOW:
@@ -94,4 +96,5 @@ def _place(value: int, prefixes: str) -> int:
 
 
 def _scaled(value: int, place: int, prefixes: str) -> str:
-    return f"{value / 1000.0**place:.2f} {prefixes[place]}"
+    text = f"{value / 1000.0**place:.2f} {prefixes[place]}"
+    return f"< {text.replace('0.00', '0.01')}" if value and text.startswith("0.00") else text
