@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from lightning_prune.core.checks import check_count
 from lightning_prune.examples.files import load_idx_or_npz, read_text
 from lightning_prune.examples.loading import Batch, Pairs, ResumableLoader, Windows, as_sliced
+from lightning_prune.examples.settings import Loading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +40,7 @@ class InMemory(L.LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int, pin_memory: bool, seed: int) -> None:
         super().__init__()
-        self.batch_size = check_count("batch_size", batch_size, minimum=1)
-        self.num_workers = check_count("num_workers", num_workers, minimum=0)
-        self.seed = check_count("seed", seed, minimum=0)
-        self.pin_memory = pin_memory
+        self.loading = Loading(batch_size, num_workers, pin_memory, seed)
         self.sets: dict[str, Dataset[Batch]] = {}
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, int] = {}
@@ -59,9 +57,9 @@ class InMemory(L.LightningDataModule):
         num_processes = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         sampler: DistributedSampler[Batch] = DistributedSampler(
-            self.sets["train"], num_replicas=num_processes, rank=rank, shuffle=True, seed=self.seed
+            self.sets["train"], num_replicas=num_processes, rank=rank, shuffle=True, seed=self.loading.seed
         )
-        self._train_loader = self._loader("train", self.batch_size, sampler)
+        self._train_loader = self._loader("train", self.loading.batch_size, sampler)
         if self._resumed:
             self._train_loader.load_state_dict(self._resumed)
             self._resumed = {}
@@ -80,10 +78,10 @@ class InMemory(L.LightningDataModule):
         self._resumed = state_dict
 
     def val_dataloader(self) -> list[ResumableLoader]:
-        return [self._loader("val", 4 * self.batch_size)] if "val" in self.sets else []
+        return [self._loader("val", 4 * self.loading.batch_size)] if "val" in self.sets else []
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader("test", 4 * self.batch_size)
+        return self._loader("test", 4 * self.loading.batch_size)
 
     def _loader(
         self, name: str, batch_size: int, sampler: DistributedSampler[Batch] | None = None
@@ -92,9 +90,9 @@ class InMemory(L.LightningDataModule):
             self.sets[name],
             batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
+            num_workers=self.loading.num_workers,
+            pin_memory=self.loading.pin_memory,
+            persistent_workers=self.loading.num_workers > 0,
             collate_fn=as_sliced,
         )
 

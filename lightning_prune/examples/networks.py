@@ -1,4 +1,7 @@
-"""Small networks, as nn.Modules without any training: MLP, ConvNet, LeNet-5, ResNet-20 and a GPT."""
+"""Small networks, as nn.Modules without any training: MLP, ConvNet, LeNet-5, ResNet-20 and a GPT.
+
+The output layer of each is `head`.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,17 @@ class MLP(nn.Module):
         if len(sizes) < 2:
             raise ValueError(f"`sizes` is at least inputs and outputs, but got {list(sizes)}.")
         layers: list[nn.Module] = [nn.Flatten()]
-        for num_inputs, num_outputs in pairwise(sizes):
+        for num_inputs, num_outputs in pairwise(sizes[:-1]):
             layers += [nn.Linear(num_inputs, num_outputs), nn.ReLU()]
-        self.layers = nn.Sequential(*layers[:-1])
+        self.hidden = nn.Sequential(*layers)
+        self.head = nn.Linear(sizes[-2], sizes[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)  # type: ignore[no-any-return]
+        return self.head(self.hidden(x))  # type: ignore[no-any-return]
 
 
 class ConvNet(nn.Module):
-    """Three 3 x 3 convolutions with batch norm, and one linear layer: 10,000 parameters at width 16, for 8 x 8 digits.
+    """Three 3 x 3 convolutions with batch norm, and one linear layer: 15,418 parameters at width 16, for 8 x 8 digits.
 
     Args:
         width: channels of the first convolution, the others have twice as many; at least 1.
@@ -90,10 +94,11 @@ class LeNet5(nn.Module):
         self.features = nn.Sequential(
             nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.Flatten()
         )
-        self.classifier = nn.Sequential(nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
+        self.hidden = nn.Sequential(nn.Linear(800, 500), nn.ReLU())
+        self.head = nn.Linear(500, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))  # type: ignore[no-any-return]
+        return self.head(self.hidden(self.features(x)))  # type: ignore[no-any-return]
 
 
 class ResNet20(nn.Module):

@@ -20,36 +20,15 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from lightning_prune.core.checks import check_choice, check_positive, check_range
+from lightning_prune.core.checks import check_choice
 from lightning_prune.examples import networks
+from lightning_prune.examples.settings import Optimization
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
+CLASSES: dict[str, type[Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
-LR_SCHEDULES = ("constant_then_cosine", "cosine", "constant")
-DECAY_START = 0.7
-"""Where "constant_then_cosine" begins to decay, as a fraction of the run: where the default pruning window ends."""
-
-
-def lr_factor(lr_schedule: str, progress: float) -> float:
-    """Return what the learning rate is multiplied with.
-
-    Args:
-        lr_schedule: "constant"; "cosine", from the start to 0 at the end; or "constant_then_cosine", constant for the
-            first 70 % of the run, in which sparsity rises by default, and a cosine to 0 after.
-        progress: in [0, 1].
-
-    Example:
-        >>> [round(lr_factor("constant_then_cosine", p), 3) for p in (0.0, 0.7, 0.85, 1.0)]
-        [1.0, 1.0, 0.5, 0.0]
-    """
-    if lr_schedule == "constant":
-        return 1.0
-    start = DECAY_START if lr_schedule == "constant_then_cosine" else 0.0
-    decayed = min(max(0.0, (progress - start) / (1.0 - start)), 1.0)
-    return 0.5 * (1.0 + math.cos(math.pi * decayed))
 
 
 class Task(L.LightningModule):
@@ -57,11 +36,11 @@ class Task(L.LightningModule):
 
     Args:
         network: name of a class in `lightning_prune.examples.networks`.
-        optimizer: "adam", "adamw" or "sgd".
+        optimizer: as in `settings.Optimization`, like the four that follow.
         lr: learning rate at the start, above 0.
         weight_decay: at least 0.
         momentum: of SGD, in [0, 1).
-        lr_schedule: what becomes of the learning rate, see `lr_factor`.
+        lr_schedule: what becomes of the learning rate.
         settings: of the network.
 
     Raises:
@@ -83,33 +62,30 @@ class Task(L.LightningModule):
         super().__init__()
         known = [name for name, value in vars(networks).items() if _is_network(name, value)]
         self.network: nn.Module = getattr(networks, check_choice("network", network, known))(**settings)
-        self.optimizer = check_choice("optimizer", optimizer, OPTIMIZERS)
-        self.lr = check_positive("lr", lr)
-        self.weight_decay = check_range("weight_decay", weight_decay, 0.0, math.inf, "a number of at least 0")
-        self.momentum = check_range("momentum", momentum, 0.0, 1.0, "a number in [0, 1)", open_end=True)
-        self.lr_schedule = check_choice("lr_schedule", lr_schedule, LR_SCHEDULES)
+        self.optimization = Optimization(optimizer, lr, weight_decay, momentum, lr_schedule)
         self.save_hyperparameters()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)  # type: ignore[no-any-return]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
-        if self.optimizer == "sgd":
-            options["momentum"] = self.momentum
-        optimizer = OPTIMIZERS[self.optimizer](self.parameters(), **options)
-        if self.lr_schedule == "constant":
+        chosen = self.optimization
+        options: dict[str, Any] = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}
+        if chosen.optimizer == "sgd":
+            options["momentum"] = chosen.momentum
+        optimizer = CLASSES[chosen.optimizer](self.parameters(), **options)
+        if chosen.lr_schedule == "constant":
             return optimizer
         num_steps = self._num_steps()
-        scheduler = LambdaLR(optimizer, lambda step: lr_factor(self.lr_schedule, step / num_steps))
+        scheduler = LambdaLR(optimizer, lambda step: chosen.lr_factor(step / num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _num_steps(self) -> float:
         num_steps = self.trainer.estimated_stepping_batches
         if not (math.isfinite(num_steps) and num_steps >= 1):
             raise ValueError(
-                f"`lr_schedule` {self.lr_schedule!r} needs a run of known length, but got {num_steps} steps: set "
-                "`max_epochs` or `max_steps` on the Trainer, or lr_schedule='constant'."
+                f"`lr_schedule` {self.optimization.lr_schedule!r} needs a run of known length, but got {num_steps}: "
+                "set `max_epochs` or `max_steps` on the Trainer, or lr_schedule='constant'."
             )
         return num_steps
 

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from lightning_prune.examples.data import Digits, TinyShakespeare
-from lightning_prune.examples.tasks import LR_SCHEDULES, Classifier, LanguageModel, lr_factor
+from lightning_prune.examples.settings import LR_SCHEDULES, Optimization
+from lightning_prune.examples.tasks import Classifier, LanguageModel
 
 
 def trainer(folder, **options) -> L.Trainer:
@@ -38,7 +39,9 @@ def test_the_learning_rate_follows_its_schedule(tmp_path, lr_schedule):
         "constant_then_cosine": [0.1] * 14 + [0.05 * (1 + math.cos(math.pi * i / 6)) for i in range(6)],
     }[lr_schedule]
     assert rates.seen == pytest.approx(expected)
-    assert lr_factor(lr_schedule, 1.0) == pytest.approx(1.0 if lr_schedule == "constant" else 0.0)
+    assert Optimization(lr_schedule=lr_schedule).lr_factor(1.0) == pytest.approx(
+        1.0 if lr_schedule == "constant" else 0.0
+    )
 
 
 def test_the_mlp_learns_the_digits(tmp_path):
@@ -83,7 +86,7 @@ def test_a_checkpoint_is_all_that_is_needed(tmp_path, model):
     run.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     loaded = type(model).load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert dict(loaded.hparams) == dict(model.hparams)
-    assert loaded.optimizer == model.optimizer and loaded.lr == model.lr
+    assert loaded.optimization == model.optimization
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 

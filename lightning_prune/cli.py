@@ -1,0 +1,290 @@
+"""What `train.py` and `eval.py` do with their configuration: check it, then train, prune, test and report.
+
+The nouns of a recipe are built first, which checks their ranges without torch: a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_prune.config import AXES, PRUNING
+from lightning_prune.core.checks import check_choice, check_count, did_you_mean
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.examples.settings import Loading, Optimization
+
+if TYPE_CHECKING:
+    import lightning as L
+
+Metrics: TypeAlias = dict[str, float]
+METRICS_FILE = "metrics.json"
+NAMED_CHECKPOINTS = ("best", "last", "hpc")
+TRAINER_COUNTS = {"max_epochs": -1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
+"""Whole numbers of the Trainer that it does not check itself, and their minimum."""
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class SettingsError(CompactHydraException, ValueError):
+    """Settings that are no good, found before anything is run; Hydra shows the message without a traceback."""
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call a Hydra application, and answer a misspelt setting with its neighbours.
+
+    Args:
+        main: decorated with `hydra.main`.
+    """
+    if FULL_ERROR in os.environ:
+        main()
+        return
+    os.environ[FULL_ERROR] = "1"  # Hydra raises what it would print
+    try:
+        main()
+    except CompactHydraException as error:
+        sys.stderr.write(f"{explained(error)}\n")
+        sys.exit(1)
+    finally:
+        del os.environ[FULL_ERROR]
+
+
+def explained(error: CompactHydraException) -> str:
+    """Return the message of an error, and for an unknown key or choice the known ones."""
+    if isinstance(error, MissingConfigException) and error.options:
+        first_line, wanted = str(error).partition("\n")[0], str(error.missing_cfg_file).rpartition("/")[2]
+        return f"{first_line}. The choices are {error.options}.{did_you_mean(wanted, error.options)}"
+    cause = error.__cause__
+    if not isinstance(cause, OmegaConfBaseException):
+        return str(error).strip()
+    node, known = cause.parent_node, list[str]()
+    if isinstance(node, DictConfig):
+        known = [str(key) for key in node if not str(key).startswith("_")]
+    is_unknown = bool(known) and cause.key not in known
+    neighbours = f"\nThe keys there are {known}.{did_you_mean(str(cause.key), known)}" if is_unknown else ""
+    return f"{str(error).strip()}\n{str(cause).strip()}{neighbours}"
+
+
+def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
+    """Train and prune a model, or prune a trained one, then test it.
+
+    Args:
+        cfg: as composed from `conf/train.yaml`.
+
+    Returns:
+        All metrics, or those that `optimized_metric` names, for a sweeper.
+
+    Raises:
+        ValueError: settings that are no good.
+    """
+    check(cfg)
+    import lightning as L
+
+    _silence()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
+    trainer = _trainer(cfg)
+    if cfg.train:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+    else:
+        _pruning_callback(trainer).run(trainer, model, datamodule, cfg.ckpt_path)
+    metrics = as_numbers(trainer.callback_metrics) | _reported(trainer)
+    if cfg.test:
+        trainer.test(model, datamodule=datamodule, verbose=False)
+        metrics |= as_numbers(trainer.callback_metrics)
+    if trainer.is_global_zero:
+        _write(metrics)
+    return chosen(metrics, cfg.optimized_metric)
+
+
+def evaluate(cfg: DictConfig) -> Metrics:
+    """Test a checkpoint, pruned or not, and count its zeros.
+
+    Args:
+        cfg: as composed from `conf/eval.yaml`.
+
+    Returns:
+        The test metrics, and `sparsity`: the fraction of zeros among the weights that are pruned by default.
+
+    Raises:
+        ValueError: settings that are no good, or a checkpoint of another model.
+    """
+    check(cfg)
+    import lightning as L
+    import torch
+
+    from lightning_prune.model.targets import select_targets
+
+    _silence()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
+    weights = torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"`model` is the one that was saved in {cfg.ckpt_path}, but got another: {error}"
+        ) from None
+    trainer = _trainer(cfg)
+    trainer.test(model, datamodule=datamodule, verbose=False)
+    targets = select_targets(model)
+    nonzeros = {name: int(parameter.count_nonzero()) for name, parameter in targets.items()}
+    sizes = {name: parameter.numel() for name, parameter in targets.items()}
+    metrics = as_numbers(trainer.callback_metrics)
+    metrics["sparsity"] = 1.0 - sum(nonzeros.values()) / sum(sizes.values())
+    if trainer.is_global_zero:
+        _show({name: 1.0 - nonzeros[name] / sizes[name] for name in sizes}, "sparsity of weights")
+        _write(metrics)
+    return metrics
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what can be refused without torch.
+
+    Raises:
+        SettingsError: a value out of its range, settings that contradict each other, or a missing checkpoint.
+    """
+    try:
+        check_count("seed", cfg.seed, minimum=0)
+        for name, minimum in TRAINER_COUNTS.items():
+            if (value := cfg.trainer.get(name)) is not None:
+                check_count(f"trainer.{name}", value, minimum)
+        for group, settings in (("data", Loading), ("model", Optimization)):
+            _check_example(cfg[group], settings)
+        pruning = cfg.get("pruning") or {}
+        if pruning.get("_target_") in {target for target, _ in PRUNING.values()}:
+            _check_recipe(pruning)
+        _check_checkpoint(cfg)
+        if not cfg.get("train", True):
+            _check_without_training(cfg, pruning.get("_target_"))
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise SettingsError(f"{str(error).rpartition('full_key: ')[2]}: {cause}") from cause
+    except (ValueError, OmegaConfBaseException) as error:
+        raise SettingsError(str(error)) from error
+
+
+def chosen(metrics: Metrics, names: str | Iterable[str] | None) -> float | tuple[float, ...] | Metrics:
+    """Pick what a sweep optimizes: one number, several, or with no name given all of them.
+
+    Example:
+        >>> chosen({"val/acc": 0.9, "sparsity": 0.5}, ["val/acc", "sparsity"])
+        (0.9, 0.5)
+    """
+    if names is None:
+        return metrics
+    single = isinstance(names, str)
+    values = tuple(
+        metrics[check_choice("optimized_metric", n, metrics)] for n in ([names] if single else names)
+    )
+    return values[0] if single else values
+
+
+def as_numbers(metrics: Mapping[str, Any]) -> Metrics:
+    """Return logged scalars as plain numbers."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _silence() -> None:
+    """Keep two warnings from the user that tell of nothing to be done about."""
+    warnings.filterwarnings(
+        "ignore", ".isinstance.treespec, LeafSpec.. is deprecated", FutureWarning
+    )  # lightning 2.6
+    warnings.filterwarnings(
+        "ignore", "The '.*_dataloader' does not have many workers"
+    )  # data in memory needs none
+
+
+def _trainer(cfg: DictConfig) -> L.Trainer:
+    callbacks, loggers = (_instantiate_all(cfg.get(group)) for group in ("callbacks", "logger"))
+    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
+    return trainer
+
+
+def _instantiate_all(group: DictConfig | None) -> list[Any]:
+    return [instantiate(node) for node in (group or {}).values() if node and "_target_" in node]
+
+
+def _pruning_callback(trainer: L.Trainer) -> Any:
+    from lightning_prune import PostTrainingPruning
+
+    return next(cb for cb in trainer.callbacks if isinstance(cb, PostTrainingPruning))  # type: ignore[attr-defined]
+
+
+def _reported(trainer: L.Trainer) -> Metrics:
+    """What the report knows of the run: the metrics of the pruned model and its size."""
+    from lightning_prune import SparsityMonitor
+
+    monitors = [cb for cb in trainer.callbacks if isinstance(cb, SparsityMonitor)]  # type: ignore[attr-defined]
+    report = monitors[0].report if monitors else None
+    if report is None:
+        return {}
+    cost = report.cost_after
+    sizes = {"params": cost.params, "nonzeros": cost.nonzeros} if cost else {}
+    known = {"sparsity": report.achieved_sparsity or 0.0, **sizes, **report.metrics_after}
+    return {name: float(value) for name, value in known.items() if value is not None}
+
+
+def _check_example(node: DictConfig, settings: type[Loading] | type[Optimization]) -> None:
+    """Check the settings of an example as it will itself; those of a foreign class are its own."""
+    if str(node.get("_target_")).startswith("lightning_prune.examples."):
+        names = [f.name for f in dataclasses.fields(settings) if f.name in node]
+        settings(**{name: node[name] for name in names})
+
+
+def _check_recipe(pruning: Mapping[str, Any]) -> None:
+    nouns = {axis: instantiate(pruning[axis]) for axis in AXES if axis in pruning}
+    plain = {name: _plain(pruning[name]) for name in ("sparsity", "include", "exclude")}
+    Recipe(**plain, **{name: nouns[name] for name in ("criterion", "granularity", "scope")})
+    if "num_calibration_batches" in pruning:
+        check_choice("checkpoint", pruning["checkpoint"], ("last", "best"))
+        check_count("num_calibration_batches", pruning["num_calibration_batches"], minimum=1)
+
+
+def _check_checkpoint(cfg: DictConfig) -> None:
+    path = cfg.ckpt_path
+    if path is not None and path not in NAMED_CHECKPOINTS and "://" not in path and not Path(path).is_file():
+        raise ValueError(f"`ckpt_path` is a checkpoint file, but got {path!r}, which is not there.")
+
+
+def _check_without_training(cfg: DictConfig, target: str | None) -> None:
+    if target != PRUNING["post_training"][0]:
+        raise ValueError(
+            "`train` is false only for recipes that prune after training, as pruning=one_shot, but got "
+            f"{target or 'no pruning'}."
+        )
+    if cfg.ckpt_path is None:
+        raise ValueError("`ckpt_path` is the trained model to prune where train=false, but got None.")
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _write(metrics: Metrics) -> None:
+    """Write the metrics into Hydra's run folder, where a sweep finds them, and show them."""
+    _show(metrics, "metrics")
+    if HydraConfig.initialized():
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        sys.stdout.write(f"run folder: {folder}\n")
+
+
+def _show(numbers: Mapping[str, float], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title, "")
+    for name, value in sorted(numbers.items()):
+        table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
+    Console().print(table)
