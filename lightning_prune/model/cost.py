@@ -85,10 +85,9 @@ def _with_sizes(cost: Cost, model: nn.Module) -> Cost:
 
 
 def _with_macs(cost: Cost, model: nn.Module, call: Call) -> Cost:
-    root = model if any(m is call.module for m in model.modules()) else call.module
     try:
         with replaying(model, call) as replay:
-            found = count_macs(root, replay)
+            found = count_macs(model, replay)
     except Exception as error:
         return _without(cost, _reason(error), "macs", "effective_macs")
     if found.unknown:
