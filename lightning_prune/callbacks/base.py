@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.callbacks.monitor import SparsityMonitor
+from lightning_prune.callbacks.random_state import collect, restore
 from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.model.pruning import Pruner
 
 STATE_VERSION = 1
+RANDOM = "random"
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy)
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
@@ -40,6 +43,8 @@ class PruningCallback(L.Callback):
         self.metrics_after: dict[str, float] = {}
         self.path: str | None = None
         self._loaded: dict[str, Any] | None = None
+        self._random: dict[str, Any] | None = None
+        self._place: Tensor | None = None
 
     @property
     def state_key(self) -> str:
@@ -91,8 +96,12 @@ class PruningCallback(L.Callback):
         achieved = sparsity_of(self.masks)
         self.updates.append({**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers})
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the random state, on every rank, so that dropout goes on as well."""
+        checkpoint["callbacks"].setdefault(self.state_key, {})[RANDOM] = collect(trainer)
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a run whose masks would be forgotten.
+        """Restore the random state, and refuse to resume a run whose masks would be forgotten.
 
         Raises:
             ValueError: the checkpoint holds the state of a callback like this one with other targets.
@@ -105,6 +114,26 @@ class PruningCallback(L.Callback):
                 f"`include` and `exclude` are those of the run that is resumed, {others}, but got {self.state_key!r}: "
                 "its masks would be lost."
             )
+        self._random = states.get(self.state_key, {}).get(RANDOM)
+        if trainer.training and self._random is not None:
+            restore(trainer, self._random)  # the next epoch draws its order from here
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Note where training is in its random numbers."""
+        self._place = torch.get_rng_state()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go back to that place: a run that is resumed between the two has not drawn what validation draws."""
+        if self._place is not None and not trainer.sanity_checking:
+            torch.set_rng_state(self._place)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore the random state once more where a run goes on within an epoch: finding its place drew from it."""
+        if self._random is not None and batch_idx > 0:
+            restore(trainer, self._random)
+        self._random = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, updates and nouns, safe under `torch.load(weights_only=True)`."""
@@ -123,12 +152,12 @@ class PruningCallback(L.Callback):
         Raises:
             ValueError: a newer version of this library wrote it.
         """
-        if state_dict and state_dict["version"] > STATE_VERSION:
+        if (version := state_dict.get("version", 0)) > STATE_VERSION:
             raise ValueError(
-                f"`version` of the checkpoint's pruning state is at most {STATE_VERSION}, but got {state_dict['version']}: "
-                "a newer lightning_prune wrote it."
+                f"`version` of the checkpoint's pruning state is at most {STATE_VERSION}, but got {version}: a newer "
+                "lightning_prune wrote it."
             )
-        self._loaded = state_dict or None
+        self._loaded = state_dict if "pruner" in state_dict else None
 
     def _take_state(self, pl_module: L.LightningModule) -> dict[str, Any] | None:
         """Return the state to go on from: a checkpoint's, or one's own where the same module is trained again."""

@@ -76,6 +76,7 @@ class TrainTimePruning(PruningCallback):
         super().__init__(Recipe(sparsity, criterion, granularity, scope, include, exclude), report=report)
         self.schedule, self.window = schedule, window
         self.ramp: Ramp | None = None
+        self._before: dict[str, Any] | None = None
         self._optimizers: list[Optimizer] = []
         self._hooks, self._watching = ExitStack(), ExitStack()
         self._peak_lr, self._is_counted, self._is_watching, self._is_news = 0.0, False, False, False
@@ -85,32 +86,40 @@ class TrainTimePruning(PruningCallback):
         return {**super().describe(), "schedule": str(self.schedule), "window": str(self.window)}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the targets, resolve the window, go on from what was loaded and hook on to the optimizers."""
-        before = self._take_state(pl_module)
-        pruner = self.pruner = Pruner(pl_module, self.recipe, trained=trained_ids(trainer.optimizers))
-        self.ramp = Ramp(self.schedule, resolve_window(self.window, trainer))
-        if before is None:
-            self._peak_lr, self.updates = 0.0, []
-        else:
-            self._restore_(before)
-            self.ramp.load_state_dict(before["ramp"])
-            self._peak_lr = before["peak_lr"]
-        targets = {id(parameter) for parameter in pruner.targets.values()}
+        """Find the targets, go on from what was loaded, and hook on to the optimizers."""
+        self._before = self._take_state(pl_module)
+        self.pruner = Pruner(pl_module, self.recipe, trained=trained_ids(trainer.optimizers))
+        self.ramp, self.updates = None, []
+        if self._before is not None:
+            self._restore_(self._before)
+        targets = {id(parameter) for parameter in self.pruner.targets.values()}
         self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
         if not self._optimizers:
-            raise ValueError(f"`include` names weights that are trained, but no optimizer steps {list(pruner.targets)}.")
+            raise ValueError(f"`include` names weights that are trained, but no optimizer steps {list(self.pruner.targets)}.")
         self._hooks.close()
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
-        self._is_news = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Update before the first step, where the window begins there and the criterion needs no data."""
+        """Resolve the window, and update where it begins before the first step and the criterion needs no data.
+
+        Not earlier: asking for the length of the run sets up its dataloader, whose place within the epoch Lightning
+        restores only now.
+        """
+        steps, num_done = resolve_window(self.window, trainer), trainer.fit_loop.epoch_loop._batches_that_stepped
+        if self._before is None:  # a run that was dense so far ramps up from where it is
+            self.ramp, self._peak_lr = Ramp(self.schedule, steps.begun_at(num_done), num_done), 0.0
+        else:
+            self.ramp, self._peak_lr = Ramp(self.schedule, steps), self._before["peak_lr"]
+            self.ramp.load_state_dict(self._before["ramp"])
         if not self._pruner.statistics.activations:
             self._update_if_due()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Watch activations where an update is near; at other times no hook is set."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._is_counted = False
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
             self._watching.enter_context(self._pruner.statistics.watch())
@@ -133,6 +142,7 @@ class TrainTimePruning(PruningCallback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Mask averaged copies of the weights, and log the sparsity where it is news."""
+        super().on_train_batch_end(trainer, pl_module)
         self._mask_averages_(trainer)
         if self._is_news:
             achieved = self.updates[-1]["achieved"] if self.updates else 0.0
@@ -166,7 +176,9 @@ class TrainTimePruning(PruningCallback):
     def state_dict(self) -> dict[str, Any]:
         """Return masks, steps, updates and nouns, safe under `torch.load(weights_only=True)`."""
         state = super().state_dict()
-        return {**state, "ramp": self._ramp.state_dict(), "peak_lr": self._peak_lr} if self.ramp else state
+        if self.ramp is not None:
+            return {**state, "ramp": self.ramp.state_dict(), "peak_lr": self._peak_lr}
+        return {**(self._before or {}), **state}
 
     @property
     def _pruner(self) -> Pruner:

@@ -39,7 +39,7 @@ class Ramp:
     is_due: bool = False
 
     def __post_init__(self) -> None:
-        self.is_due = self.is_due or (self.num_steps == 0 and self.steps.fires(0))
+        self.is_due = self.is_due or self.steps.fires(self.num_steps)
 
     def tick(self) -> None:
         """Count a step."""

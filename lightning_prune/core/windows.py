@@ -99,3 +99,16 @@ class StepWindow:
         if step >= self.end:
             return 1.0
         return max(0.0, (step - self.start) / (self.end - self.start))
+
+    def begun_at(self, step: int) -> StepWindow:
+        """Return the window of a run that has done `step` steps without pruning: what lies behind is left out.
+
+        Raises:
+            ValueError: all of it lies behind.
+        """
+        if step > self.end:
+            raise ValueError(
+                f"`window` ends after pruning begins, but got an end at optimizer step {self.end} of a run that has done "
+                f"{step}: give a later end, or more epochs."
+            )
+        return StepWindow(max(self.start, step), self.end, self.every)

@@ -1,0 +1,49 @@
+"""The state of the random generators that a resumed run goes on from: dropout, shuffling, augmentation."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def collect(trainer: L.Trainer) -> dict[str, Any]:
+    """Return the states of this process, and of torch's generators on every rank; to be called on all of them."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    generators = {"cpu": torch.get_rng_state()}
+    if trainer.strategy.root_device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(trainer.strategy.root_device)
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "torch": {device: _by_rank(trainer, state) for device, state in generators.items()},
+    }
+
+
+def restore(trainer: L.Trainer, state: dict[str, Any]) -> None:
+    """Set the generators of this process to a state that `collect` returned.
+
+    A rank that was not there then starts from the state that it has.
+    """
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    for device, states in state["torch"].items():
+        if trainer.global_rank >= len(states):
+            continue
+        if device == "cpu":
+            torch.set_rng_state(states[trainer.global_rank].cpu())
+        elif trainer.strategy.root_device.type == device:
+            torch.cuda.set_rng_state(states[trainer.global_rank].cpu(), trainer.strategy.root_device)
+
+
+def _by_rank(trainer: L.Trainer, state: Tensor) -> list[Tensor]:
+    if trainer.world_size == 1:
+        return [state]
+    gathered = trainer.strategy.all_gather(state.to(trainer.strategy.root_device))
+    return [own.cpu() for own in gathered]
