@@ -13,7 +13,7 @@ from torch.utils.benchmark import Timer
 from lightning_prune.model.calls import Call
 from lightning_prune.report.data import Latency
 
-NUM_ROUNDS = 5
+NUM_ROUNDS = 10
 SECONDS = 0.5  # of measuring each call, over all rounds
 MAX_SECONDS = 3.0  # of one call: what takes longer is not repeated often enough for quartiles
 

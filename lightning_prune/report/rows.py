@@ -213,6 +213,8 @@ def _speedup(old: Latency | None, new: Latency | None) -> str:
         return "not comparable"
     if not differs(old, new):
         return "no measurable difference"
+    if not min(old.median_ms, new.median_ms) > 0.0:
+        return UNKNOWN
     ratio = old.median_ms / new.median_ms
     return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
 
