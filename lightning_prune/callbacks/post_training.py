@@ -20,6 +20,7 @@ from lightning_prune.callbacks.evaluation import (
     validate_within_fit,
 )
 from lightning_prune.core.checks import check_choice, check_count
+from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe
@@ -76,6 +77,8 @@ class PostTrainingPruning(PruningCallback):
         report: bool = True,
     ) -> None:
         super().__init__(Recipe(sparsity, criterion, granularity, scope, include, exclude), report=report)
+        if "movement" in required_statistics(criterion):
+            raise ValueError(f"`criterion` reads a trained model, but got {criterion}, a sum over training: use TrainTimePruning.")
         self.checkpoint = check_choice("checkpoint", checkpoint, ("last", "best"))
         self.num_calibration_batches = check_count("num_calibration_batches", num_calibration_batches, minimum=1)
         self.reestimate_batch_norm = reestimate_batch_norm

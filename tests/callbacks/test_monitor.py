@@ -1,0 +1,141 @@
+"""The report of a run tells what happened, with numbers that are counted here a second time."""
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_prune import Linear, PostTrainingPruning, Slice, SparsityMonitor, TrainTimePruning, Window
+from lightning_prune.report.storage import load
+from tests.callbacks.toy import Toy, data, trainer
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+
+
+def fit(tmp_path, *callbacks, module=None, **options):
+    module = module or Toy()
+    run = trainer(*callbacks, default_root_dir=tmp_path, **options)
+    run.fit(module, data(), data())
+    return run, module
+
+
+def test_train_time_report(tmp_path, capsys):
+    callback = TrainTimePruning(0.8, schedule=Linear(), window=Window(0, 16, 8, unit="steps"))
+    run, module = fit(tmp_path, callback, ModelCheckpoint(tmp_path, save_last=True))
+    report = load(tmp_path / "report.json")
+    assert report.kind == "train_time" and report.target_sparsity == 0.8
+    assert report.recipe["schedule"] == "Linear()" and report.recipe["criterion"] == "Magnitude(p=1.0)"
+    assert [(u.step, round(u.requested, 3)) for u in report.updates] == [(0, 0.0), (8, 0.4), (16, 0.8)]
+    assert [round(u.achieved, 2) for u in report.updates] == [0.0, 0.4, 0.8]
+    assert [e.step for e in report.evaluations] == [6, 12, 18, 24] and report.evaluations[-1].sparsity == pytest.approx(0.8, abs=0.005)
+    assert report.metrics_after["val/acc"] == pytest.approx(float(run.callback_metrics["val/acc"]))
+    assert report.metrics_before == report.evaluations[0].metrics  # the last one that was dense
+    parameters = dict(module.named_parameters())
+    assert report.cost_after.params == sum(p.numel() for p in parameters.values())
+    assert report.cost_after.nonzeros == sum(int(p.count_nonzero()) for p in parameters.values())
+    assert report.cost_before.nonzeros > report.cost_after.nonzeros
+    macs = 8 * (8 * 16 + 16 * 8 + 8 * 4)
+    assert report.cost_before.macs == macs == report.cost_after.macs
+    assert {layer.name: layer.nonzeros for layer in report.layers} == {
+        name: int(parameters[name].count_nonzero()) for name in callback.masks
+    }
+    assert report.cost_before.latency.median_ms > 0 and report.cost_after.latency.median_ms > 0
+    assert report.checkpoint == str(tmp_path / "last.ckpt") or report.checkpoint.endswith(".ckpt")
+    shown = capsys.readouterr().out
+    assert "report.json" in shown and "80" in shown and (tmp_path / "report.md").read_text().startswith("# ")
+
+
+def test_post_training_report_has_before_and_after(tmp_path):
+    callback = PostTrainingPruning(0.9, granularity=Slice(dim=1))
+    fit(tmp_path, callback, ModelCheckpoint(tmp_path))
+    report = load(tmp_path / "report.json")
+    assert report.kind == "post_training" and report.checkpoint == str(tmp_path / "pruned.ckpt")
+    assert report.metrics_before == callback.metrics_before and report.metrics_after == callback.metrics_after
+    assert sum(layer.num_groups for layer in report.layers) == 8 + 16 + 8
+    kept = sum(layer.num_kept for layer in report.layers)
+    assert kept == 32 - round(0.9 * 32)
+
+
+def test_run_without_training_reports_as_well(tmp_path):
+    dense = ModelCheckpoint(tmp_path, filename="dense")
+    fit(tmp_path, dense)
+
+    class Plain(L.LightningDataModule):
+        train_dataloader = val_dataloader = staticmethod(data)
+
+    callback = PostTrainingPruning(0.5)
+    run = trainer(callback, default_root_dir=tmp_path / "after")
+    callback.run(run, Toy(), Plain(), ckpt_path=tmp_path / "dense.ckpt")
+    report = load(tmp_path / "after" / "report.json")
+    assert report.metrics_before == callback.metrics_before and report.cost_before.macs == report.cost_after.macs
+    assert report.achieved_sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_dense_run_is_reported_on_too(tmp_path):
+    _, module = fit(tmp_path, SparsityMonitor(tmp_path / "here", show=False))
+    report = load(tmp_path / "here" / "report.json")
+    assert report.kind == "none" and report.layers == () and report.achieved_sparsity is None
+    assert report.cost_after.nonzeros == sum(int(p.count_nonzero()) for p in module.parameters())
+    assert report.metrics_after["val/acc"] == report.evaluations[-1].metrics["val/acc"]
+
+
+def test_one_monitor_whether_one_is_given_or_not(tmp_path):
+    own = SparsityMonitor(tmp_path / "own", latency=False, show=False)
+    run, _ = fit(tmp_path, own, TrainTimePruning(0.5))
+    assert [cb for cb in run.callbacks if isinstance(cb, SparsityMonitor)] == [own]
+    assert (tmp_path / "own" / "report.json").exists() and not (tmp_path / "report.json").exists()
+    assert own.report.cost_after.latency is None
+    none, _ = fit(tmp_path / "none", TrainTimePruning(0.5, report=False))
+    assert not [cb for cb in none.callbacks if isinstance(cb, SparsityMonitor)]
+
+
+def test_it_lies_in_the_loggers_folder(tmp_path):
+    run, _ = fit(tmp_path, TrainTimePruning(0.5), logger=CSVLogger(tmp_path, name="csv"))
+    assert load(f"{run.log_dir}/report.json").kind == "train_time"
+
+
+def test_measuring_changes_nothing(tmp_path):
+    """With and without a report, the weights are the same bit for bit: dropout and batch norm do not notice."""
+    trained = []
+    for report in (True, False):
+        torch.manual_seed(5)
+        _, module = fit(tmp_path, TrainTimePruning(0.5, report=report))
+        trained.append(module.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
+def test_a_resumed_run_reports_the_whole(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    callback = TrainTimePruning(0.8, schedule=Linear(), window=Window(0, 16, 4, unit="steps"))
+    fit(tmp_path, callback, checkpoint)
+    expected = load(tmp_path / "report.json")
+    resumed = TrainTimePruning(0.8, schedule=Linear(), window=Window(0, 16, 4, unit="steps"))
+    again = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    run = trainer(resumed, again, default_root_dir=tmp_path / "resumed")
+    run.fit(Toy(), data(), data(), ckpt_path=tmp_path / "step=15.ckpt")
+    report = load(tmp_path / "resumed" / "report.json")
+    assert report.updates == expected.updates and report.layers == expected.layers
+    assert report.evaluations == expected.evaluations
+    assert report.cost_before.nonzeros == expected.cost_before.nonzeros
+
+
+def test_warnings_are_in_the_report(tmp_path):
+    class Decaying(Toy):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.1)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    with pytest.warns(UserWarning, match="learning rate had fallen"):
+        fit(tmp_path, TrainTimePruning(0.5), module=Decaying())
+    assert "learning rate had fallen" in load(tmp_path / "report.json").warnings[0]
+
+
+def test_two_callbacks_share_one_report(tmp_path):
+    fit(tmp_path, TrainTimePruning(0.9, include=["body"]), TrainTimePruning(0.5, include=["head"]))
+    report = load(tmp_path / "report.json")
+    assert report.recipe["sparsity (1)"] == "0.9" and report.recipe["sparsity (2)"] == "0.5"
+    assert {layer.name: round(layer.sparsity, 1) for layer in report.layers}["head.weight"] == 0.5
+    assert report.target_sparsity == pytest.approx((0.9 * 256 + 0.5 * 32) / 288)
