@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import warnings
@@ -196,13 +197,18 @@ def as_numbers(metrics: Mapping[str, Any]) -> Metrics:
 
 
 def _silence() -> None:
-    """Keep two warnings from the user that tell of nothing to be done about."""
+    """Keep from the user what tells of nothing to be done about, and each line of the log from coming twice."""
     warnings.filterwarnings(
         "ignore", ".isinstance.treespec, LeafSpec.. is deprecated", FutureWarning
     )  # lightning 2.6
     warnings.filterwarnings(
         "ignore", "The '.*_dataloader' does not have many workers"
     )  # data in memory needs none
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()  # Hydra shows and keeps the log
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
 
 
 def _trainer(cfg: DictConfig) -> L.Trainer:

@@ -120,8 +120,6 @@ def _checked_type(hint: Any) -> Any:
         return hint
     if origin in (Union, UnionType) and all(argument in PRIMITIVES for argument in arguments):
         return Union[arguments]  # noqa: UP007
-    if origin is Mapping and arguments[1] in PRIMITIVES:
-        return dict[str, arguments[1]]  # type: ignore[valid-type]
     if origin is tuple:
         return list[_checked_type(arguments[0])]  # type: ignore[misc]
     return Any

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 Row: TypeAlias = dict[str, Any]
 TABLE_FILE, METRICS_FILE, ERROR_FILE = "results.csv", "metrics.json", "error.txt"
 PREFERRED = ("test/acc", "val/acc", "test/perplexity", "val/perplexity", "test/loss", "val/loss")
+METRICS_SHOWN = ("sparsity", "val/", "test/")
 LOWER_IS_BETTER = ("loss", "perplexity", "error")
 
 
@@ -77,7 +78,7 @@ def report(folder: str | Path, sort_by: str | None = None) -> list[Row]:
 
 
 def read_jobs(folder: str | Path) -> list[Row]:
-    """Read a row for each job: its number, overrides, metrics and status ("done", "unfinished" or what went wrong).
+    """Read a row for each job: its number, overrides, metrics, status ("done", "failed", "unfinished") and error.
 
     Raises:
         ValueError: there are no jobs in the folder.
@@ -99,9 +100,9 @@ def _read_job(folder: Path, note: Path) -> Row:
     row: Row = {"job": folder.name, **{name: value for name, _, value in overrides}}
     if (metrics := folder / METRICS_FILE).is_file():
         return {**row, **json.loads(metrics.read_text(encoding="utf-8")), "status": "done"}
-    error = folder / ERROR_FILE
-    status = error.read_text(encoding="utf-8").strip() if error.is_file() else "unfinished"
-    return {**row, "status": status}
+    if (error := folder / ERROR_FILE).is_file():
+        return {**row, "status": "failed", "error": error.read_text(encoding="utf-8").strip()}
+    return {**row, "status": "unfinished"}
 
 
 def _sorted(rows: list[Row], sort_by: str | None) -> list[Row]:
@@ -124,23 +125,41 @@ def _sorted(rows: list[Row], sort_by: str | None) -> list[Row]:
 
 
 def _show(rows: Sequence[Row], columns: Sequence[str], path: Path) -> None:
-    """Print the columns in which the jobs differ."""
+    """Print the settings in which the jobs differ, the metrics that matter, and what went wrong."""
     from rich.console import Console
     from rich.table import Table
 
-    differing = [c for c in columns if c == "status" or len({str(row.get(c)) for row in rows}) > 1]
-    table = Table(*differing)
+    table = Table()
+    shown = _shown(rows, columns)
+    for column in shown:
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row.get(column, "")) for column in differing))
+        table.add_row(*(_text(row.get(column, "")) for column in shown))
     console = Console()
     console.print(table)
+    for row in rows:
+        if "error" in row:
+            console.print(f"job {row['job']} failed: {row['error']}", markup=False, soft_wrap=True)
     console.print(f"all columns: {path}", soft_wrap=True)
+
+
+def _shown(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    metrics = [
+        c
+        for c in columns
+        if c.startswith(METRICS_SHOWN) and any(isinstance(row.get(c), float) for row in rows)
+    ]
+    metrics = [c for c in metrics if not c.endswith("loss")] or metrics
+    numbers = {c for c in columns if any(isinstance(row.get(c), float) for row in rows)}
+    settings = [c for c in columns if c not in {*numbers, "job", "status", "error"}]
+    differing = [c for c in settings if len({str(row.get(c)) for row in rows}) > 1]
+    return ["job", *differing, *metrics, "status"]
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if value % 1 else f"{value:.0f}"
-    return str(value).partition("\n")[0].replace("[", "\\[")
+    return str(value).replace("[", "\\[")
 
 
 def _natural(name: str) -> tuple[bool, int, str]:
