@@ -111,11 +111,8 @@ def test_every_model_is_built_from_its_file(name):
 
 def test_every_file_says_in_its_first_lines_what_it_is():
     def opening(path):
-        return [
-            line
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if not line.startswith("# @package")
-        ][0]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if not line.startswith("# @package"))
 
     silent = [path for path in CONF.glob("pruning/**/*.yaml") if not opening(path).startswith("# ")]
     assert silent == []

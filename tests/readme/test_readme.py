@@ -1,0 +1,118 @@
+"""The README's commands and examples, executed in its order; only runs are made shorter."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from lightning_prune import sweep
+from tests.conftest import DATA, ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+NEEDS_DATA = ("mnist", "tinyshakespeare")
+SHORTER = ("trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
+SMALL_GPT = ["model.width=32", "model.num_layers=1", "data.batch_size=8"]
+FEWER = ("+trainer.limit_train_batches=10", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if re.match(r"python (train|eval|-m lightning_prune)", line)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+def shortened(command: str) -> list[str]:
+    """The script and its arguments, with a run of one short epoch."""
+    _, script, *overrides = command.split()
+    more = [*SHORTER, *FEWER, "callbacks.monitor.latency=false"] if script == "train.py" else SHORTER[1:]
+    small = SMALL_GPT if "model=gpt" in overrides else []
+    return [
+        str(ROOT / script),
+        *overrides,
+        *more,
+        *small,
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
+
+
+def test_there_are_commands_and_examples():
+    assert len(commands()) >= 8
+    assert len(blocks("python")) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands())
+def test_every_command_runs(command, folder, monkeypatch, capsys):
+    if any(name in command for name in NEEDS_DATA) and not (DATA / "mnist.npz").is_file():
+        pytest.skip("no data folder: set LIGHTNING_PRUNE_DATA")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LIGHTNING_PRUNE_DATA", str(DATA))
+    if command.startswith("python -m lightning_prune.sweep "):
+        sweep.main(command.split()[3:])
+        assert "all columns: outputs/sweep/results.csv" in capsys.readouterr().out
+        return
+    monkeypatch.setattr(sys, "argv", shortened(command))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "test/" in shown
+    assert "run folder: " in shown
+
+
+def test_every_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for block in blocks("python"):
+            code = block.replace(
+                "max_epochs=10", "max_epochs=1, enable_progress_bar=False, accelerator='cpu'"
+            )
+            exec(compile(code, "README.md", "exec"), namespace)
+    assert list(tmp_path.glob("**/report.json"))
+    assert namespace["metrics"]["val/acc"] > 0
+
+
+def test_the_plain_lines_are_what_make_does():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    plain = next(block for block in blocks("bash") if "-m venv" in block)
+    for target in ("demo", "test"):
+        printed = subprocess.run(
+            ["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for line in printed.stdout.splitlines():
+            if not line.startswith("touch"):
+                wanted = line.replace("python3 -m venv", "python -m venv").replace("install -q", "install")
+                assert wanted in plain
+
+
+def test_the_tables_name_every_recipe_and_every_noun():
+    from lightning_prune import config
+
+    recipes = {path.stem for path in (ROOT / "conf" / "pruning").glob("*.yaml")}
+    assert {name for name in recipes if f"`{name}`" not in TEXT} == set()
+    nouns = {name for axis in config.AXES if axis != "window" for name in config.nouns(axis)}
+    assert {name for name in nouns if f"`{name}`" not in TEXT} == set()
+
+
+def test_every_file_that_is_linked_is_there():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", TEXT):
+        assert Path(ROOT / target).exists(), target
