@@ -477,6 +477,20 @@ def test_masked_and_dense_are_measured_in_turns():
     assert bool((dense_twin(call).module[0].weight != 0).all())
 
 
+def test_the_dense_twin_computes_about_the_same():
+    """Or else it would run through other branches, and take another time for that reason."""
+    net = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
+    with torch.no_grad():
+        for layer in (net[0], net[2]):
+            layer.weight.mul_(torch.rand_like(layer.weight) > 0.9)
+    call = Call(net, (torch.rand(32, 784),), {})
+    twin = dense_twin(call)
+    assert all(bool((p != 0).all()) for p in twin.module.parameters())
+    with torch.no_grad():
+        expected, found = call(), twin()
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+
+
 def test_a_comparison_that_fails_is_a_reason():
     model = Raises()
     before, after = compare_with_dense(model, Call(model, (1,), {}), measure(model), measure(model))
