@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
-from lightning_prune.callbacks.reporting import Prunes, build_report
+from lightning_prune.callbacks.reporting import Prunes, build_report, with_macs_of
 from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
 from lightning_prune.report.data import Cost, Evaluation, Report
 from lightning_prune.report.render import to_rich, write
@@ -41,6 +41,10 @@ class SparsityMonitor(L.Callback):
         self._catcher: CallCatcher | None = None
         self._capturing = ExitStack()
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the model before anything is pruned; what a call of it costs is added with the first batch."""
+        self._cost_before = self._cost_before or measure(pl_module, latency=False)
+
     def _start_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Watch the first batch, to have a call of the model that can be replayed."""
         if self._catcher is None:
@@ -50,7 +54,8 @@ class SparsityMonitor(L.Callback):
         if self._call is None and self._catcher is not None:
             self._capturing.close()
             self._call = self._catcher.call
-            self._cost_before = self._cost_before or measure(pl_module, self._call, latency=False)
+            seen = measure(pl_module, self._call, latency=False)
+            self._cost_before = with_macs_of(self._cost_before, seen) if self._cost_before else seen
 
     on_train_batch_start = on_validation_batch_start = _start_capture
     on_train_batch_end = on_validation_batch_end = _end_capture

@@ -37,13 +37,13 @@ def restore(trainer: L.Trainer, state: dict[str, Any]) -> None:
         if trainer.global_rank >= len(states):
             continue
         if device == "cpu":
-            torch.set_rng_state(states[trainer.global_rank].cpu())
+            torch.set_rng_state(states[trainer.global_rank].cpu().clone())
         elif trainer.strategy.root_device.type == device:
-            torch.cuda.set_rng_state(states[trainer.global_rank].cpu(), trainer.strategy.root_device)
+            torch.cuda.set_rng_state(states[trainer.global_rank].cpu().clone(), trainer.strategy.root_device)
 
 
 def _by_rank(trainer: L.Trainer, state: Tensor) -> list[Tensor]:
     if trainer.world_size == 1:
         return [state]
     gathered = trainer.strategy.all_gather(state.to(trainer.strategy.root_device))
-    return [own.cpu() for own in gathered]
+    return [own.cpu().clone() for own in gathered]  # torch's generators crash on views of a larger tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
@@ -61,6 +62,27 @@ def build_report(
         checkpoint=path,
         resume_command=f"trainer.fit(model, ckpt_path={path!r})" if path and not _is_pruned_once(callbacks) else None,
         load_command=f"{type(module).__name__}.load_from_checkpoint({path!r})" if path else None,
+    )
+
+
+def with_macs_of(before: Cost, seen: Cost) -> Cost:
+    """Return the cost of the dense model with the multiply-accumulates of a call that was seen when it was pruned.
+
+    Those are the same for both, zeros included; what is effective follows from the densities of the dense weights.
+    """
+    if before.macs is not None or seen.macs is None:
+        return before
+    macs = {layer.name: layer.macs for layer in seen.layers}
+    layers = tuple(replace(layer, macs=macs.get(layer.name)) for layer in before.layers)
+    idle = sum((w.macs or 0) * (1 - (w.nonzeros or 0) / w.params) for w in layers if w.params)
+    unmeasured = {name: why for name, why in before.unmeasured.items() if name not in ("macs", "effective_macs")}
+    return replace(
+        before,
+        macs=seen.macs,
+        effective_macs=round(seen.macs - idle),
+        batch_size=seen.batch_size,
+        layers=layers,
+        unmeasured=unmeasured,
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_prune import Linear, PostTrainingPruning, Slice, SparsityMonitor, TrainTimePruning, Window
+from lightning_prune import Constant, Linear, PostTrainingPruning, Slice, SparsityMonitor, TrainTimePruning, Window
 from lightning_prune.report.storage import load
 from tests.callbacks.toy import Toy, data, trainer
 
@@ -131,6 +131,15 @@ def test_warnings_are_in_the_report(tmp_path):
     with pytest.warns(UserWarning, match="learning rate had fallen"):
         fit(tmp_path, TrainTimePruning(0.5), module=Decaying())
     assert "learning rate had fallen" in load(tmp_path / "report.json").warnings[0]
+
+
+def test_before_is_dense_even_if_pruning_comes_before_the_first_step(tmp_path):
+    fit(tmp_path, TrainTimePruning(0.9, schedule=Constant(), window=Window(end=0.0)))
+    report = load(tmp_path / "report.json")
+    assert report.cost_before.sparsity == pytest.approx(16 / 332, abs=0.02)  # batch norm starts with zero biases
+    macs = 8 * (8 * 16 + 16 * 8 + 8 * 4)
+    assert report.cost_before.macs == report.cost_before.effective_macs == macs == report.cost_after.macs
+    assert report.cost_after.effective_macs < 0.2 * macs and "macs" not in report.cost_before.unmeasured
 
 
 def test_two_callbacks_share_one_report(tmp_path):
