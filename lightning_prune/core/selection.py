@@ -37,7 +37,7 @@ def keep_top(scores: Scores, num_keep: int) -> Masks:
 
     Example:
         >>> keep_top({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([[1.0], [1.0]])}, 2)
-        {'a': tensor([ True,  True]), 'b': tensor([[False],
+        {'a': tensor([True, True]), 'b': tensor([[False],
                 [False]])}
     """
     total = sum(math.prod(shape) for shape in shapes_of(scores).values())
