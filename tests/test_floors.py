@@ -26,20 +26,48 @@ FLOORS = {
         "lightning_prune.report",
         "lightning_prune.callbacks",
     },
-    "examples": {"torch", "lightning", "torchmetrics", "numpy", "sklearn", "lightning_prune.core", "lightning_prune.examples"},
+    "examples": {
+        "torch",
+        "lightning",
+        "torchmetrics",
+        "numpy",
+        "sklearn",
+        "lightning_prune.core",
+        "lightning_prune.examples",
+    },
 }
 HYDRA = {"cli.py", "config.py", "sweep.py"}
 # callbacks that users add: they do not know of each other
 LEAVES = {"train_time", "post_training"}
-TORCH_FREE = ["schedules", "windows", "ramp", "criteria.weights", "criteria.gradients", "criteria.activations", "granularities"]
-TORCH_FREE += ["scopes.rankings", "scopes.allocations", "scopes.patterns", "recipe", "patterns", "checks", "types"]
+TORCH_FREE = [
+    "schedules",
+    "windows",
+    "ramp",
+    "criteria.weights",
+    "criteria.gradients",
+    "criteria.activations",
+    "granularities",
+]
+TORCH_FREE += [
+    "scopes.rankings",
+    "scopes.allocations",
+    "scopes.patterns",
+    "recipe",
+    "patterns",
+    "checks",
+    "types",
+]
 
 
 def imports(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{a.name}" for a in node.names} if node.module == "lightning_prune" else {node.module}
+            found |= (
+                {f"{node.module}.{a.name}" for a in node.names}
+                if node.module == "lightning_prune"
+                else {node.module}
+            )
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found - {"__future__"}
@@ -51,7 +79,9 @@ def test_imports_go_down_only(floor):
     assert files
     for file in files:
         for name in imports(file):
-            allowed = name.split(".")[0] in STANDARD or any(name == a or name.startswith(a + ".") for a in FLOORS[floor])
+            allowed = name.split(".")[0] in STANDARD or any(
+                name == a or name.startswith(a + ".") for a in FLOORS[floor]
+            )
             assert allowed, f"{file.relative_to(ROOT)} may not import {name}"
 
 
@@ -69,9 +99,11 @@ def test_callbacks_do_not_import_each_other(leaf):
 
 
 def test_the_nouns_are_checked_without_torch():
-    code = "import sys, lightning_prune, lightning_prune.core.{}; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = "import sys, lightning_prune, lightning_prune.core.{}; assert 'torch' not in sys.modules"
     script = "\n".join(code.format(name) for name in TORCH_FREE)
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -81,7 +113,9 @@ def test_every_public_name_is_there_and_documented():
     for name in lightning_prune.__all__:
         member = getattr(lightning_prune, name)
         assert member.__doc__, name
-        assert not member.__doc__.startswith(f"{name}("), f"{name} has only the docstring that dataclasses make"
+        assert not member.__doc__.startswith(f"{name}("), (
+            f"{name} has only the docstring that dataclasses make"
+        )
     assert set(lightning_prune.__all__) <= set(dir(lightning_prune))
     with pytest.raises(AttributeError, match="no attribute 'Prune'"):
         _ = lightning_prune.Prune
@@ -92,5 +126,11 @@ def test_the_lists_for_checkers_and_for_python_agree():
     import lightning_prune
 
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    checked = {a.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names if a.asname}
+    checked = {
+        a.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for a in node.names
+        if a.asname
+    }
     assert checked == set(lightning_prune.__all__)

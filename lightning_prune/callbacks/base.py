@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.monitor import SparsityMonitor
@@ -20,8 +20,7 @@ from lightning_prune.model.pruning import Pruner
 
 STATE_VERSION = 1
 RANDOM = "random"
-SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy)
-AVERAGING = (WeightAveraging, StochasticWeightAveraging)
+SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
 class PruningCallback(L.Callback):
@@ -70,8 +69,8 @@ class PruningCallback(L.Callback):
         """
         if isinstance(trainer.strategy, SHARDED):
             raise ValueError(
-                f"`strategy` keeps whole weights on each process (one device, DDP), but got {type(trainer.strategy).__name__}, "
-                "which shards them: masks would be lost. Train with strategy='ddp'."
+                "`strategy` keeps whole weights on each process (one device, DDP), but got "
+                f"{type(trainer.strategy).__name__}, which shards them: masks would be lost. Train with strategy='ddp'."
             )
         self._arrange(trainer, pl_module, stage)
 
@@ -94,13 +93,19 @@ class PruningCallback(L.Callback):
         self.pruner.update_(fraction)
         layers = {name: sparsity_of({name: mask}) for name, mask in self.masks.items()}
         achieved = sparsity_of(self.masks)
-        self.updates.append({**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers})
+        self.updates.append(
+            {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
+        )
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Save the random state, on every rank, so that dropout goes on as well."""
         checkpoint["callbacks"].setdefault(self.state_key, {})[RANDOM] = collect(trainer)
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Restore the random state, and refuse to resume a run whose masks would be forgotten.
 
         Raises:
@@ -162,7 +167,11 @@ class PruningCallback(L.Callback):
     def _take_state(self, pl_module: L.LightningModule) -> dict[str, Any] | None:
         """Return the state to go on from: a checkpoint's, or one's own where the same module is trained again."""
         ours = {id(parameter) for parameter in self.pruner.targets.values()} if self.pruner else set()
-        own = self.state_dict() if ours and ours <= {id(parameter) for parameter in pl_module.parameters()} else None
+        own = (
+            self.state_dict()
+            if ours and ours <= {id(parameter) for parameter in pl_module.parameters()}
+            else None
+        )
         state, self._loaded = self._loaded or own, None
         return state
 
@@ -186,8 +195,10 @@ class PruningCallback(L.Callback):
 
 def averaged_models(trainer: L.Trainer) -> list[nn.Module]:
     """Return the copies that weight-averaging callbacks keep of the module."""
-    found = []
+    found: list[nn.Module] = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, AVERAGING) and (average := callback._average_model) is not None:
-            found.append(average if isinstance(callback, StochasticWeightAveraging) else average.module)
+        if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
+            found.append(callback._average_model)
+        elif isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            found.append(callback._average_model.module)
     return found

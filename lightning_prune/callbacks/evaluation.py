@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -12,7 +12,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor, nn
 from torchmetrics import Metric
-
 
 
 def validate_within_fit(trainer: L.Trainer) -> dict[str, float]:
@@ -30,9 +29,14 @@ def validate_within_fit(trainer: L.Trainer) -> dict[str, float]:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
-def as_metrics(outputs: Iterable[dict[str, Any]]) -> dict[str, float]:
+def as_metrics(outputs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Return the scalars that an evaluation loop logged, over all its dataloaders."""
-    return {k: float(v) for output in outputs for k, v in output.items() if not isinstance(v, Tensor) or v.numel() == 1}
+    return {
+        k: float(v)
+        for output in outputs
+        for k, v in output.items()
+        if not isinstance(v, Tensor) or v.numel() == 1
+    }
 
 
 def calibration_batches(trainer: L.Trainer, loader: Iterable[Any] | None, num_batches: int) -> list[Any]:
@@ -42,13 +46,20 @@ def calibration_batches(trainer: L.Trainer, loader: Iterable[Any] | None, num_ba
         ValueError: there is no loader.
     """
     if loader is None:
-        raise ValueError("`datamodule` gives training batches to calibrate on, but there is no train_dataloader.")
-    return [trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in islice(iter(loader), num_batches)]
+        raise ValueError(
+            "`datamodule` gives training batches to calibrate on, but there is no train_dataloader."
+        )
+    return [
+        trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        for batch in islice(iter(loader), num_batches)
+    ]
 
 
 def step_of(module: L.LightningModule) -> Any:
-    """Return the module's own step as (module, batch) -> its result: `training_step`, or with manual optimization,
-    where that would train, `validation_step`."""
+    """Return the module's own step as (module, batch) -> its result.
+
+    It is `training_step`, or with manual optimization, where that would train, `validation_step`.
+    """
     name = "training_step" if module.automatic_optimization else "validation_step"
 
     def step(model: nn.Module, batch: Any) -> Any:
@@ -66,7 +77,9 @@ def loss_of(module: L.LightningModule) -> Any:
         ValueError: manual optimization, whose training step returns no loss and steps the optimizers itself.
     """
     if not module.automatic_optimization:
-        raise ValueError("`criterion` asks for gradients, which need automatic optimization to calibrate: train with it.")
+        raise ValueError(
+            "`criterion` asks for gradients, which need automatic optimization to calibrate: train with it."
+        )
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         result = step_of(module)(model, batch)

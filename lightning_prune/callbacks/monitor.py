@@ -57,8 +57,8 @@ class SparsityMonitor(L.Callback):
             seen = measure(pl_module, self._call, latency=False)
             self._cost_before = with_macs_of(self._cost_before, seen) if self._cost_before else seen
 
-    on_train_batch_start = on_validation_batch_start = _start_capture
-    on_train_batch_end = on_validation_batch_end = _end_capture
+    on_train_batch_start = on_validation_batch_start = _start_capture  # type: ignore[assignment]
+    on_train_batch_end = on_validation_batch_end = _end_capture  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the metrics, and the sparsity that they were reached at."""
@@ -73,7 +73,9 @@ class SparsityMonitor(L.Callback):
         """Write the report."""
         self.finish(trainer, pl_module)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Leave no hook behind."""
         self._capturing.close()
 

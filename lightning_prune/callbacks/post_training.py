@@ -78,9 +78,13 @@ class PostTrainingPruning(PruningCallback):
     ) -> None:
         super().__init__(Recipe(sparsity, criterion, granularity, scope, include, exclude), report=report)
         if "movement" in required_statistics(criterion):
-            raise ValueError(f"`criterion` reads a trained model, but got {criterion}, a sum over training: use TrainTimePruning.")
+            raise ValueError(
+                f"`criterion` reads a trained model, but got {criterion}, a sum over training: use TrainTimePruning."
+            )
         self.checkpoint = check_choice("checkpoint", checkpoint, ("last", "best"))
-        self.num_calibration_batches = check_count("num_calibration_batches", num_calibration_batches, minimum=1)
+        self.num_calibration_batches = check_count(
+            "num_calibration_batches", num_calibration_batches, minimum=1
+        )
         self.reestimate_batch_norm = reestimate_batch_norm
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,9 +96,13 @@ class PostTrainingPruning(PruningCallback):
         pruner = Pruner(pl_module, self.recipe)
         if pruner.statistics.gradients:
             loss_of(pl_module)
-        monitored = isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
+        monitored = (
+            isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
+        )
         if self.checkpoint == "best" and not monitored:
-            raise ValueError('`checkpoint` is "best" only with a ModelCheckpoint(monitor=...), but the Trainer has none.')
+            raise ValueError(
+                '`checkpoint` is "best" only with a ModelCheckpoint(monitor=...), but the Trainer has none.'
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune what was trained, validate it before and after, and save it."""
@@ -130,7 +138,9 @@ class PostTrainingPruning(PruningCallback):
         """
         Pruner(model, self.recipe)  # refuse before anything is loaded or run
         self._arrange(trainer, model, "fit")
-        self.metrics_before = as_metrics(trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False))
+        self.metrics_before = as_metrics(
+            trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False)
+        )
         if datamodule is not None:
             datamodule.setup("fit")
         source = datamodule if datamodule is not None else model
@@ -158,6 +168,8 @@ class PostTrainingPruning(PruningCallback):
 
     def _save(self, trainer: L.Trainer) -> None:
         callback = trainer.checkpoint_callback
-        folder = (callback.dirpath if isinstance(callback, ModelCheckpoint) else None) or trainer.default_root_dir
+        folder = (
+            callback.dirpath if isinstance(callback, ModelCheckpoint) else None
+        ) or trainer.default_root_dir
         self.path = str(Path(folder) / FILE_NAME)
         trainer.save_checkpoint(self.path)

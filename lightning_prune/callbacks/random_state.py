@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 def collect(trainer: L.Trainer) -> dict[str, Any]:
     """Return the states of this process, and of torch's generators on every rank; to be called on all of them."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    kind, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     generators = {"cpu": torch.get_rng_state()}
     if trainer.strategy.root_device.type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state(trainer.strategy.root_device)
@@ -32,7 +32,7 @@ def restore(trainer: L.Trainer, state: dict[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     for device, states in state["torch"].items():
         if trainer.global_rank >= len(states):
             continue

@@ -41,7 +41,9 @@ def build_report(
 ) -> Report:
     """Put together what is known at the end of a run."""
     pruners = [callback.pruner for callback in callbacks if callback.pruner is not None]
-    updates = sorted((Update(**update) for callback in callbacks for update in callback.updates), key=lambda u: u.step)
+    updates = sorted(
+        (Update(**update) for callback in callbacks for update in callback.updates), key=lambda u: u.step
+    )
     masks = {name: mask for pruner in pruners for name, mask in pruner.masks.items()}
     path = _checkpoint(callbacks, trainer)
     metrics_before, metrics_after = _metrics(callbacks, evaluations)
@@ -60,7 +62,9 @@ def build_report(
         warnings=tuple(warning for callback in callbacks for warning in callback.warnings),
         environment=environment(),
         checkpoint=path,
-        resume_command=f"trainer.fit(model, ckpt_path={path!r})" if path and not _is_pruned_once(callbacks) else None,
+        resume_command=f"trainer.fit(model, ckpt_path={path!r})"
+        if path and not _is_pruned_once(callbacks)
+        else None,
         load_command=f"{type(module).__name__}.load_from_checkpoint({path!r})" if path else None,
     )
 
@@ -75,7 +79,9 @@ def with_macs_of(before: Cost, seen: Cost) -> Cost:
     macs = {layer.name: layer.macs for layer in seen.layers}
     layers = tuple(replace(layer, macs=macs.get(layer.name)) for layer in before.layers)
     idle = sum((w.macs or 0) * (1 - (w.nonzeros or 0) / w.params) for w in layers if w.params)
-    unmeasured = {name: why for name, why in before.unmeasured.items() if name not in ("macs", "effective_macs")}
+    unmeasured = {
+        name: why for name, why in before.unmeasured.items() if name not in ("macs", "effective_macs")
+    }
     return replace(
         before,
         macs=seen.macs,
@@ -118,7 +124,11 @@ def _recipe(callbacks: Sequence[Prunes]) -> dict[str, str]:
     """The nouns; with several callbacks, each noun with the number of its callback."""
     if len(callbacks) == 1:
         return callbacks[0].describe()
-    return {f"{noun} ({i})": text for i, cb in enumerate(callbacks, start=1) for noun, text in cb.describe().items()}
+    return {
+        f"{noun} ({i})": text
+        for i, cb in enumerate(callbacks, start=1)
+        for noun, text in cb.describe().items()
+    }
 
 
 def _target(pruners: Sequence[Pruner]) -> float | None:
@@ -133,8 +143,17 @@ def _layers(pruner: Pruner, before: Cost | None, after: Cost) -> list[Layer]:
     macs = [{layer.name: layer.macs for layer in cost.layers} if cost else {} for cost in (before, after)]
     layers = []
     for name, parameter in pruner.targets.items():
-        groups = pruner.count_groups(name)
-        nonzeros = int(parameter.detach().count_nonzero())
-        counts = (parameter.numel(), nonzeros, *(groups or (None, None)))
-        layers.append(Layer(name, tuple(parameter.shape), *counts, macs[0].get(name), macs[1].get(name)))
+        num_groups, num_kept = pruner.count_groups(name) or (None, None)
+        layers.append(
+            Layer(
+                name=name,
+                shape=tuple(parameter.shape),
+                params=parameter.numel(),
+                nonzeros=int(parameter.detach().count_nonzero()),
+                num_groups=num_groups,
+                num_kept=num_kept,
+                macs_before=macs[0].get(name),
+                macs_after=macs[1].get(name),
+            )
+        )
     return layers

@@ -21,7 +21,11 @@ def resolve_window(window: Window, trainer: L.Trainer) -> StepWindow:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return StepWindow(0, 1, 1)
     num_steps = float(trainer.estimated_stepping_batches)
-    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches) if _is_sized(trainer) else math.inf
+    steps_per_epoch = (
+        math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if _is_sized(trainer)
+        else math.inf
+    )
     if window.unit == "run" and num_steps == trainer.max_steps and _steps_several_optimizers(trainer):
         raise ValueError(
             "`window` is counted in fractions of the run, whose length cannot be told here: with manual optimization, "

@@ -95,7 +95,9 @@ class TrainTimePruning(PruningCallback):
         targets = {id(parameter) for parameter in self.pruner.targets.values()}
         self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
         if not self._optimizers:
-            raise ValueError(f"`include` names weights that are trained, but no optimizer steps {list(self.pruner.targets)}.")
+            raise ValueError(
+                f"`include` names weights that are trained, but no optimizer steps {list(self.pruner.targets)}."
+            )
         self._hooks.close()
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
@@ -106,7 +108,10 @@ class TrainTimePruning(PruningCallback):
         Not earlier: asking for the length of the run sets up its dataloader, whose place within the epoch Lightning
         restores only now.
         """
-        steps, num_done = resolve_window(self.window, trainer), trainer.fit_loop.epoch_loop._batches_that_stepped
+        steps, num_done = (
+            resolve_window(self.window, trainer),
+            trainer.fit_loop.epoch_loop._batches_that_stepped,
+        )
         if self._before is None:  # a run that was dense so far ramps up from where it is
             self.ramp, self._peak_lr = Ramp(self.schedule, steps.begun_at(num_done), num_done), 0.0
         else:
@@ -125,7 +130,9 @@ class TrainTimePruning(PruningCallback):
             self._watching.enter_context(self._pruner.statistics.watch())
             self._is_watching = True
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
         """Count the step, and note gradients (unscaled, not yet clipped) where the criterion needs them."""
         if optimizer in self._optimizers:
             self._count()
@@ -160,8 +167,8 @@ class TrainTimePruning(PruningCallback):
         self._mask_averages_(trainer)
         if not self._ramp.is_over:
             self._warn(
-                f"Training stopped after {self._ramp.num_steps} steps, before the ramp ended at {self._ramp.steps.end}: "
-                f"sparsity is {self.updates[-1]['achieved'] if self.updates else 0.0:.4f}."
+                f"Training stopped after {self._ramp.num_steps} steps, before the ramp ended at "
+                f"{self._ramp.steps.end}: sparsity is {self.updates[-1]['achieved'] if self.updates else 0.0:.4f}."
             )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -169,7 +176,9 @@ class TrainTimePruning(PruningCallback):
         self._hooks.close()
         self._stop_watching()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Leave no hook behind."""
         self.teardown(trainer, pl_module, "fit")
 
@@ -212,9 +221,9 @@ class TrainTimePruning(PruningCallback):
         self._peak_lr = max(self._peak_lr, lr)
         if self._ramp.is_over and lr < DECAYED * self._peak_lr:
             self._warn(
-                f"The learning rate had fallen to {lr / self._peak_lr:.0%} of its peak when the sparsity ramp ended (step "
-                f"{self._ramp.num_steps}), too low to recover from the last updates. Keep it constant until the ramp ends "
-                "and let it decay after, or end the ramp earlier: window=Window(end=...)."
+                f"The learning rate had fallen to {lr / self._peak_lr:.0%} of its peak when the sparsity ramp ended "
+                f"(step {self._ramp.num_steps}), too low to recover from the last updates. Keep it constant until the "
+                "ramp ends and let it decay after, or end the ramp earlier: window=Window(end=...)."
             )
 
     def _mask_averages_(self, trainer: L.Trainer) -> None:

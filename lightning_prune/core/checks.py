@@ -56,7 +56,14 @@ def check_positive(name: str, value: object) -> float:
 
 
 def check_range(
-    name: str, value: object, low: float, high: float, what: str, *, open_start: bool = False, open_end: bool = False
+    name: str,
+    value: object,
+    low: float,
+    high: float,
+    what: str,
+    *,
+    open_start: bool = False,
+    open_end: bool = False,
 ) -> float:
     """Refuse a number outside of [`low`, `high`], or with the ends left out where they are open."""
     number = check_number(name, value, what)

@@ -70,7 +70,9 @@ class Slice:
 
     def reduce(self, scores: Tensor) -> Tensor:
         if self.dim >= scores.dim():
-            raise ValueError(f"`dim` is below the number of dims, but got {self.dim} for shape {tuple(scores.shape)}.")
+            raise ValueError(
+                f"`dim` is below the number of dims, but got {self.dim} for shape {tuple(scores.shape)}."
+            )
         return _reduced(scores.movedim(self.dim, 0).flatten(1), self.reduction)
 
     def expand(self, mask: Tensor, shape: Shape) -> Tensor:
@@ -147,7 +149,11 @@ class Block:
         if self.reduction == "max":
             return tiles.amax(-1)
         total = tiles.sum(-1)
-        return total if self.reduction == "sum" else total / self._tiles(matrix.new_ones(matrix.shape), 0.0).sum(-1)
+        return (
+            total
+            if self.reduction == "sum"
+            else total / self._tiles(matrix.new_ones(matrix.shape), 0.0).sum(-1)
+        )
 
     def expand(self, mask: Tensor, shape: Shape) -> Tensor:
         full = mask.repeat_interleave(self.height, 0).repeat_interleave(self.width, 1)
@@ -155,7 +161,9 @@ class Block:
 
     def _tiles(self, matrix: Tensor, fill: float) -> Tensor:
         """Cut (out, in) into (tile row, tile column, weight), the edges filled up."""
-        num_rows, num_columns = (math.ceil(n / k) for n, k in zip(matrix.shape, (self.height, self.width), strict=True))
+        num_rows, num_columns = (
+            math.ceil(n / k) for n, k in zip(matrix.shape, (self.height, self.width), strict=True)
+        )
         padded = matrix.new_full((num_rows * self.height, num_columns * self.width), fill)
         padded[: matrix.shape[0], : matrix.shape[1]] = matrix
         return padded.view(num_rows, self.height, num_columns, self.width).transpose(1, 2).flatten(2)
@@ -163,4 +171,6 @@ class Block:
 
 def _reduced(scores: Tensor, reduction: str) -> Tensor:
     """Reduce the last dim."""
-    return scores.amax(-1) if reduction == "max" else scores.sum(-1) if reduction == "sum" else scores.mean(-1)
+    return (
+        scores.amax(-1) if reduction == "max" else scores.sum(-1) if reduction == "sum" else scores.mean(-1)
+    )

@@ -9,7 +9,17 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from lightning_prune.core.types import Criterion, Granularity, LazyScores, Masks, Name, Scope, Scores, Shape, Stats
+from lightning_prune.core.types import (
+    Criterion,
+    Granularity,
+    LazyScores,
+    Masks,
+    Name,
+    Scope,
+    Scores,
+    Shape,
+    Stats,
+)
 
 
 class PackedMask(TypedDict):
@@ -19,7 +29,9 @@ class PackedMask(TypedDict):
     bits: Tensor
 
 
-def compute_masks(scores: Scores, shapes: Mapping[Name, Shape], sparsity: float, *, granularity: Granularity, scope: Scope) -> Masks:
+def compute_masks(
+    scores: Scores, shapes: Mapping[Name, Shape], sparsity: float, *, granularity: Granularity, scope: Scope
+) -> Masks:
     """Let the groups compete and return masks of the weights.
 
     Args:
@@ -40,7 +52,11 @@ def compute_masks(scores: Scores, shapes: Mapping[Name, Shape], sparsity: float,
 
 
 def group_scores(
-    stats: Mapping[Name, Stats], shapes: Mapping[Name, Shape], *, criterion: Criterion, granularity: Granularity
+    stats: Mapping[Name, Stats],
+    shapes: Mapping[Name, Shape],
+    *,
+    criterion: Criterion,
+    granularity: Granularity,
 ) -> LazyScores:
     """Return the scores of all groups, computed when they are read.
 
@@ -68,7 +84,9 @@ def group_scores(
 
 def group_shapes(shapes: Mapping[Name, Shape], granularity: Granularity) -> dict[Name, Shape]:
     """Return the shape of each parameter's group scores; nothing is computed."""
-    return {n: tuple(granularity.reduce(torch.empty(shape, device="meta")).shape) for n, shape in shapes.items()}
+    return {
+        n: tuple(granularity.reduce(torch.empty(shape, device="meta")).shape) for n, shape in shapes.items()
+    }
 
 
 def without_pruned(scores: LazyScores, masks: Masks, granularity: Granularity) -> LazyScores:
@@ -120,8 +138,14 @@ def check_mask(name: Name, mask: Any, shape: Shape) -> None:
         ValueError: no boolean tensor, or one of another shape.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != tuple(shape):
-        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"{type(mask).__name__}"
-        raise ValueError(f"`{name}`: a mask is a boolean tensor of the weight's shape {tuple(shape)}, but got {got}.")
+        got = (
+            f"{mask.dtype} of shape {tuple(mask.shape)}"
+            if isinstance(mask, Tensor)
+            else f"{type(mask).__name__}"
+        )
+        raise ValueError(
+            f"`{name}`: a mask is a boolean tensor of the weight's shape {tuple(shape)}, but got {got}."
+        )
 
 
 def pack(mask: Tensor) -> PackedMask:
@@ -153,6 +177,9 @@ def unpack(name: Name, packed: PackedMask) -> Tensor:
     shape, bits = packed["shape"], packed["bits"]
     size = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.numel() != math.ceil(size / 8):
-        raise ValueError(f"`{name}`: a mask of shape {tuple(shape)} is stored in {math.ceil(size / 8)} bytes, but got {bits.numel()}.")
+        raise ValueError(
+            f"`{name}`: a mask of shape {tuple(shape)} is stored in {math.ceil(size / 8)} bytes, "
+            f"but got {bits.numel()}."
+        )
     places = torch.arange(8, dtype=torch.uint8)
     return (bits.unsqueeze(1) >> places & 1).bool().flatten()[:size].view(shape)

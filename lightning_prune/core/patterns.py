@@ -21,8 +21,8 @@ def matches(pattern: str, name: str) -> bool:
         name: fully qualified parameter name. A glob is tried on it and on each module path that it begins with.
 
     Example:
-        >>> matches("encoder", "encoder.0.weight"), matches("*.0", "encoder.0.weight"), matches("enc", "encoder.0.weight")
-        (True, True, False)
+        >>> [matches(pattern, "encoder.0.weight") for pattern in ("encoder", "*.0", "enc")]
+        [True, True, False]
         >>> matches(r"re:encoder\\.\\d+\\.weight", "encoder.0.weight")
         True
     """
@@ -38,10 +38,14 @@ def check_patterns(name: str, patterns: Iterable[str]) -> tuple[str, ...]:
         ValueError: an entry is no text, is empty, or is no valid regular expression.
     """
     if isinstance(patterns, str):
-        raise ValueError(f"`{name}` is a list of patterns, but got the text {patterns!r}: write [{patterns!r}].")
+        raise ValueError(
+            f"`{name}` is a list of patterns, but got the text {patterns!r}: write [{patterns!r}]."
+        )
     for pattern in (found := tuple(patterns)):
         if not isinstance(pattern, str) or not pattern:
-            raise ValueError(f"`{name}` holds globs, or regular expressions after `re:`, but got {pattern!r}.")
+            raise ValueError(
+                f"`{name}` holds globs, or regular expressions after `re:`, but got {pattern!r}."
+            )
         if pattern.startswith(REGEX_PREFIX):
             try:
                 re.compile(pattern.removeprefix(REGEX_PREFIX))
@@ -57,10 +61,10 @@ def check_match(argument: str, pattern: str, names: Iterable[str]) -> None:
         ValueError: none of `names` matches.
 
     Example:
-        >>> check_match("exclude", "head", ["net.0.weight", "net.2.weight"])
+        >>> check_match("exclude", "head", ["0.weight", "2.weight"])
         Traceback (most recent call last):
         ...
-        ValueError: `exclude` has a pattern that matches no weight: 'head'. The candidates are net.0.weight, net.2.weight.
+        ValueError: `exclude` has a pattern that matches no weight: 'head'. The candidates are 0.weight, 2.weight.
     """
     known = list(names)
     if not any(matches(pattern, name) for name in known):

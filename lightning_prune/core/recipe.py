@@ -47,7 +47,9 @@ class Recipe:
         required_statistics(self.criterion)
         if isinstance(self.sparsity, Mapping):
             if self.scope != Global():
-                raise ValueError(f"`sparsity` by pattern sets the scope, so none can be given, but got {self.scope}.")
+                raise ValueError(
+                    f"`sparsity` by pattern sets the scope, so none can be given, but got {self.scope}."
+                )
             object.__setattr__(self, "scope", Fixed(self.sparsity))
             object.__setattr__(self, "sparsity", None)
         self._check_sparsity()
@@ -55,9 +57,13 @@ class Recipe:
     def _check_sparsity(self) -> None:
         if isinstance(self.scope, Prescribes):
             if self.sparsity is not None:
-                raise ValueError(f"`sparsity` is prescribed by {self.scope}: leave it out, but got {self.sparsity!r}.")
+                raise ValueError(
+                    f"`sparsity` is prescribed by {self.scope}: leave it out, but got {self.sparsity!r}."
+                )
         elif self.sparsity is None:
-            raise ValueError("`sparsity` is the fraction removed in the end, in [0, 1), but got None: say how much.")
+            raise ValueError(
+                "`sparsity` is the fraction removed in the end, in [0, 1), but got None: say how much."
+            )
         else:
             check_sparsity("sparsity", self.sparsity)
 

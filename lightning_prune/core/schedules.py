@@ -100,10 +100,14 @@ class Exponential:
 
     def __post_init__(self) -> None:
         if not 0.0 < abs(check_number("steepness", self.steepness)) <= 100.0:
-            raise ValueError(f"`steepness` is a number in [-100, 100] other than 0, but got {self.steepness!r}.")
+            raise ValueError(
+                f"`steepness` is a number in [-100, 100] other than 0, but got {self.steepness!r}."
+            )
 
     def __call__(self, progress: float) -> float:
-        return math.expm1(-self.steepness * check_fraction("progress", progress)) / math.expm1(-self.steepness)
+        return math.expm1(-self.steepness * check_fraction("progress", progress)) / math.expm1(
+            -self.steepness
+        )
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,9 @@ class Alternating:
         check_count("num_phases", self.num_phases, minimum=1)
 
     def __call__(self, progress: float) -> float:
-        phase = min(math.floor(check_fraction("progress", progress) * self.num_phases + 1e-9), self.num_phases - 1)
+        phase = min(
+            math.floor(check_fraction("progress", progress) * self.num_phases + 1e-9), self.num_phases - 1
+        )
         return 1.0 if (self.num_phases - 1 - phase) % 2 == 0 else 0.0
 
 

@@ -69,7 +69,7 @@ def keep_top_rows(scores: Tensor, num_keep: int) -> Tensor:
     _check_nan("scores", scores)
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     height = max(1, CHUNK // max(1, num_columns))
-    for part, marks in zip(scores.split(height), mask.split(height), strict=True):
+    for part, marks in zip(torch.split(scores, height), torch.split(mask, height), strict=True):
         best = part.sort(dim=1, descending=True, stable=True).indices[:, :num_keep]
         marks.scatter_(1, best, True)
     return mask
@@ -150,7 +150,7 @@ def _constant(name: Name, scores: Tensor, value: bool) -> Tensor:
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     """Yield a tensor in flat pieces: of `CHUNK` scores on CPU, whole elsewhere."""
     flat = tensor.reshape(-1)
-    yield from flat.split(CHUNK) if flat.device.type == "cpu" else (flat,)
+    yield from torch.split(flat, CHUNK) if flat.device.type == "cpu" else (flat,)
 
 
 def _check_nan(name: Name, tensor: Tensor) -> None:

@@ -19,6 +19,8 @@ Stats: TypeAlias = Mapping[str, Any]
 Scores: TypeAlias = "Mapping[Name, Tensor]"
 """Scores of every parameter. It may be lazy: each access computes them anew, so read each name as seldom as you can."""
 Masks: TypeAlias = "dict[Name, Tensor]"
+Criterion: TypeAlias = "Callable[..., Tensor]"
+"""How good is each weight: (*, weight, ...) -> scores of its shape. Its keyword-only arguments declare what it needs."""
 
 
 class LazyScores(Mapping[Name, "Tensor"]):
@@ -57,13 +59,6 @@ class Schedule(Protocol):
     def __call__(self, progress: float) -> float:
         """Return the fraction of the target sparsity, in [0, 1], at `progress` in [0, 1]."""
         ...
-
-
-class Criterion(Protocol):
-    """How good is each weight. The keyword-only arguments of `__call__` declare the statistics that it needs."""
-
-    __call__: Any
-    """(*, weight, ...) -> scores of the weight's shape."""
 
 
 class Granularity(Protocol):

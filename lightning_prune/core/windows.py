@@ -40,7 +40,9 @@ class Window:
         if self.unit == "run":
             check_fraction("start", start), check_fraction("end", end)
         if not 0.0 <= start <= end:
-            raise ValueError(f"`end` is not before `start`, which is at least 0, but got {self.start!r} to {self.end!r}.")
+            raise ValueError(
+                f"`end` is not before `start`, which is at least 0, but got {self.start!r} to {self.end!r}."
+            )
         if every <= 0.0:
             raise ValueError(f"`every` is a number above 0, but got {self.every!r}.")
         if self.unit == "steps" and not (start.is_integer() and end.is_integer() and every.is_integer()):
@@ -60,9 +62,9 @@ class Window:
         if not (math.isfinite(unit) and unit >= 1):
             raise ValueError(
                 f"`window` is counted in {'fractions of the run' if self.unit == 'run' else 'epochs'}, whose length in "
-                "optimizer steps cannot be told here (only `max_time`, or a data set of unknown length): set `max_steps` "
-                "or `max_epochs` on the Trainer, or give the window in steps: Window(start=..., end=..., every=..., "
-                "unit='steps')."
+                "optimizer steps cannot be told here (only `max_time`, or a data set of unknown length): set "
+                "`max_steps` or `max_epochs` on the Trainer, or give the window in steps: "
+                "Window(start=..., end=..., every=..., unit='steps')."
             )
         # round, not floor: 0.7 * 10 is 7.000000000000001 or 6.999999999999999 at will
         start, end = round(self.start * unit), round(self.end * unit)
@@ -108,7 +110,7 @@ class StepWindow:
         """
         if step > self.end:
             raise ValueError(
-                f"`window` ends after pruning begins, but got an end at optimizer step {self.end} of a run that has done "
-                f"{step}: give a later end, or more epochs."
+                f"`window` ends after pruning begins, but got an end at optimizer step {self.end} of a run that has "
+                f"done {step}: give a later end, or more epochs."
             )
         return StepWindow(max(self.start, step), self.end, self.every)

@@ -1,4 +1,4 @@
-"""Masks applied to weights, in place and after every optimizer step: the one part of pruning that is always paid for."""
+"""Masks applied to weights, in place and after every optimizer step: the part of pruning that is always paid for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 18  # weights masked at a time on CPU: their part of the mask, widened to the weights' size, stays in cache
+CHUNK = (
+    1 << 18
+)  # weights masked at a time on CPU: their part of the mask, widened to the weights' size, stays in cache
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -40,7 +42,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
 
 
 def _multiply_bits_(bits: Tensor, mask: Tensor, buffer: Tensor) -> None:
-    for some_bits, some_mask in zip(bits.split(CHUNK), mask.split(CHUNK), strict=True):
+    for some_bits, some_mask in zip(torch.split(bits, CHUNK), torch.split(mask, CHUNK), strict=True):
         factor = buffer[: some_mask.numel()]
         factor.copy_(some_mask)
         some_bits.mul_(factor)

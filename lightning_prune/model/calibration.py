@@ -45,7 +45,8 @@ def calibrate(
     assert batches is not None and step is not None
     num_batches = 0
     with evaluating(model), _own_gradients(model.parameters()), statistics.watch():
-        for num_batches, batch in enumerate(batches, start=1):
+        for batch in batches:
+            num_batches += 1
             with torch.set_grad_enabled(bool(statistics.gradients)):
                 result = step(model, batch)
                 if statistics.gradients:
@@ -86,7 +87,7 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call a model on a batch: keyword arguments of a mapping, the first entry of a tuple or list, or the batch itself."""
+    """Call a model on a batch: on a mapping's keyword arguments, the first entry of a tuple or list, or the batch."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
@@ -119,10 +120,14 @@ def _own_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 def _check(statistics: Statistics, batches: Iterable[Any] | None, loss: object) -> None:
     if "movement" in statistics.gradients:
-        raise ValueError("`criterion` asks for `movement`, a sum over training: use it with TrainTimePruning.")
+        raise ValueError(
+            "`criterion` asks for `movement`, a sum over training: use it with TrainTimePruning."
+        )
     if batches is None:
         raise ValueError(
             f"`batches` is calibration data, which the criterion needs for {list(statistics.names)}, but got None."
         )
     if statistics.gradients and loss is None:
-        raise ValueError("`loss` is a function (model, batch) -> scalar, which the criterion needs, but got None.")
+        raise ValueError(
+            "`loss` is a function (model, batch) -> scalar, which the criterion needs, but got None."
+        )

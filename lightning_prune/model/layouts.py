@@ -46,7 +46,9 @@ def layout_of(owner: nn.Module, key: str) -> Layout | None:
     if isinstance(owner, nn.Embedding):
         return Layout(owner, (0, "input"), -1, None, _row)
     if type(owner).__name__ == "Conv1D" and type(owner).__module__.startswith("transformers."):
-        return Layout(owner, (0, "x"), -1, _column, _row)  # GPT-2's linear layer keeps its weight as (in, out)
+        return Layout(
+            owner, (0, "x"), -1, _column, _row
+        )  # GPT-2's linear layer keeps its weight as (in, out)
     return None
 
 
@@ -71,7 +73,9 @@ def _convolution(owner: _ConvNd) -> Layout:
             return values.view(1, second, *kernel)
         return values.view(groups, 1, second).expand(-1, first // groups, -1).reshape(first, second, *kernel)
 
-    spreads = (along_first, along_second) if isinstance(owner, _ConvTransposeNd) else (along_second, along_first)
+    spreads = (
+        (along_first, along_second) if isinstance(owner, _ConvTransposeNd) else (along_second, along_first)
+    )
     return Layout(owner, (0, "input"), -1 - len(kernel), *spreads)
 
 

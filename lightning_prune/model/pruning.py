@@ -76,13 +76,18 @@ class Pruner:
         """
         requested = fraction * self.final_sparsity
         scores = group_scores(
-            self.statistics.read(), self.shapes, criterion=self.recipe.criterion, granularity=self.recipe.granularity
+            self.statistics.read(),
+            self.shapes,
+            criterion=self.recipe.criterion,
+            granularity=self.recipe.granularity,
         )
         if requested >= self.requested:
             scores = without_pruned(scores, self.masks, self.recipe.granularity)
         granularity, scope = self.recipe.granularity, self.recipe.scope
         self.masks = (
-            compute_masks(scores, self.shapes, requested, granularity=granularity, scope=scope) if requested else {}
+            compute_masks(scores, self.shapes, requested, granularity=granularity, scope=scope)
+            if requested
+            else {}
         )
         self.requested = requested
         self.statistics.clear()

@@ -154,7 +154,9 @@ class Statistics:
             return parameter.detach() if kind == "weight" else name
         if kind in GRADIENTS:
             if name not in self.gradients[kind]:
-                raise ValueError(f"`{name}` has no `{kind}`: no gradient reached it. Exclude it, or prune after a backward pass.")
+                raise ValueError(
+                    f"`{name}` has no `{kind}`: no gradient reached it. Exclude it, or prune after a backward pass."
+                )
             return self.gradients[kind][name]
         return _finished(kind, name, self._sums[kind, name]).to(parameter.device, torch.float32)
 
@@ -198,13 +200,12 @@ def _finished(kind: str, name: Name, sums: Sequence[_Sum]) -> Tensor:
     seen = [s for s in sums if s.total is not None]
     if not seen:
         raise ValueError(
-            f"`{name}` has no `{kind}`: nothing flowed through {type(sums[0].layout.module).__name__}.forward, which is "
-            "not called by what holds it (as the output projection of nn.MultiheadAttention) or was not run. Exclude it."
+            f"`{name}` has no `{kind}`: nothing flowed through {type(sums[0].layout.module).__name__}.forward, which "
+            "was not run, or is not called by what holds it (the output projection of nn.MultiheadAttention). Exclude it."
         )
-    total, count = sum((s.total for s in seen if s.total is not None)), torch.tensor(sum(s.count for s in seen))
-    assert isinstance(total, Tensor)
+    total = torch.stack([s.total for s in seen if s.total is not None]).sum(0)
+    count = torch.tensor(sum(s.count for s in seen), device=total.device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = count.to(total.device)
         torch.distributed.all_reduce(total)
         torch.distributed.all_reduce(count)
     return seen[0].spread(seen[0].reading.finish(total, int(count)))

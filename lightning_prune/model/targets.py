@@ -94,7 +94,9 @@ def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{path}.{key}" if path else key
             if is_lazy(parameter):
-                raise ValueError(f"`{name}` is a lazy parameter without a shape: run one batch through the model first.")
+                raise ValueError(
+                    f"`{name}` is a lazy parameter without a shape: run one batch through the model first."
+                )
             if _is_candidate(module, key, parameter):
                 parameters[id(parameter)] = parameter
                 names.setdefault(id(parameter), []).append(name)
@@ -103,7 +105,9 @@ def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
 
 
 def _is_candidate(module: nn.Module, key: str, parameter: Tensor) -> bool:
-    is_spared = key.startswith("bias") or isinstance(module, NORMS)  # the biases of an attention have three dims
+    is_spared = key.startswith("bias") or isinstance(
+        module, NORMS
+    )  # the biases of an attention have three dims
     return parameter.dim() >= 2 and parameter.numel() > 0 and parameter.is_floating_point() and not is_spared
 
 
@@ -114,7 +118,9 @@ def _check_matches(argument: str, patterns: Sequence[Pattern], candidates: Mappi
         if isinstance(pattern, str):
             check_match(argument, pattern, candidates)
         known = sorted({type(owner).__name__ for c in candidates.values() for owner in c.owners})
-        raise ValueError(f"`{argument}` has a type that no weight belongs to: {pattern!r}. The types are {listed(known)}.")
+        raise ValueError(
+            f"`{argument}` has a type that no weight belongs to: {pattern!r}. The types are {listed(known)}."
+        )
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:

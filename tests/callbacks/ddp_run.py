@@ -26,14 +26,24 @@ class Sharded(Toy):
 
     def train_dataloader(self):
         pairs = data(num=54).dataset
-        sampler = DistributedSampler(pairs, self.trainer.world_size, self.trainer.global_rank, shuffle=True, seed=0)
+        sampler = DistributedSampler(
+            pairs, self.trainer.world_size, self.trainer.global_rank, shuffle=True, seed=0
+        )
         return ResumableLoader(pairs, batch_size=8, sampler=sampler, collate_fn=as_sliced)
 
 
 def run(case: str, folder: Path, ckpt_path: Path | None = None) -> None:
     callback = TrainTimePruning(0.7, **{"window": Window(every=0.1), "report": False, **CASES[case]})
     checkpoint = ModelCheckpoint(folder / case, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    fit = trainer(callback, checkpoint, max_epochs=2, strategy="ddp", devices=2, use_distributed_sampler=False, default_root_dir=folder / case)
+    fit = trainer(
+        callback,
+        checkpoint,
+        max_epochs=2,
+        strategy="ddp",
+        devices=2,
+        use_distributed_sampler=False,
+        default_root_dir=folder / case,
+    )
     module = Sharded()
     torch.manual_seed(fit.global_rank)  # dropout differs between the ranks
     fit.fit(module, val_dataloaders=data(), ckpt_path=ckpt_path)

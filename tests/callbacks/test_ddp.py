@@ -15,9 +15,23 @@ from tests.callbacks.ddp_run import CASES
 def folder(tmp_path_factory, root, subprocess_env):
     out = tmp_path_factory.mktemp("ddp")
     script = Path(__file__).with_name("ddp_run.py")
-    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
     done = subprocess.run(
-        [*launcher, str(script), str(out)], cwd=root, env=subprocess_env, capture_output=True, text=True, timeout=300, check=False
+        [*launcher, str(script), str(out)],
+        cwd=root,
+        env=subprocess_env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -31,7 +45,9 @@ def state(folder, case, rank, kind="whole"):
 def test_ranks_agree(folder, case):
     first, second = state(folder, case, 0), state(folder, case, 1)
     assert all(torch.equal(first["masks"][name], mask) for name, mask in second["masks"].items())
-    assert all(torch.equal(first["weights"][n], w) for n, w in second["weights"].items() if "running" not in n)
+    assert all(
+        torch.equal(first["weights"][n], w) for n, w in second["weights"].items() if "running" not in n
+    )
     assert first["updates"] == second["updates"] and first["updates"][-1]["progress"] == 1.0
     kept = sum(int(m.sum()) for m in first["masks"].values())
     assert 1 - kept / sum(m.numel() for m in first["masks"].values()) == pytest.approx(0.7, abs=0.05)
@@ -46,5 +62,7 @@ def test_one_report_is_written(folder):
 def test_a_resumed_run_goes_on_bit_for_bit_on_each_rank(folder, rank):
     whole, resumed = state(folder, "movement", rank), state(folder, "movement", rank, "resumed")
     different = [n for n, w in whole["weights"].items() if not torch.equal(w, resumed["weights"][n])]
-    assert not [n for n in different if "running" not in n or rank == 0]  # batch-norm buffers are saved by rank 0
+    assert not [
+        n for n in different if "running" not in n or rank == 0
+    ]  # batch-norm buffers are saved by rank 0
     assert whole["updates"] == resumed["updates"]

@@ -28,7 +28,9 @@ def fit(callback, module=None, *others, max_epochs=3, **options):
 
 def test_half_is_half_however_many_updates_there_are():
     """ModelPruning(amount=0.5) prunes half of what is left after each epoch: 87.5 % after three."""
-    theirs = fit(ModelPruning("l1_unstructured", amount=0.5, use_global_unstructured=True, parameters_to_prune=None))
+    theirs = fit(
+        ModelPruning("l1_unstructured", amount=0.5, use_global_unstructured=True, parameters_to_prune=None)
+    )
     assert zeros(theirs) > 0.8  # the trap is still there
     ours = fit(TrainTimePruning(0.5, schedule=Steps(num_steps=3), report=False))
     assert zeros(ours) == pytest.approx(0.5, abs=0.005)
@@ -45,8 +47,13 @@ def test_a_resumed_run_does_not_forget_its_masks(tmp_path):
         return zeros(module)
 
     once = lambda epoch: epoch == 0  # noqa: E731
-    theirs = resumed(lambda: ModelPruning("l1_unstructured", amount=0.5, use_global_unstructured=True, apply_pruning=once), tmp_path / "a")
-    ours = resumed(lambda: TrainTimePruning(0.5, window=Window(0, 6, 1, unit="steps"), report=False), tmp_path / "b")
+    theirs = resumed(
+        lambda: ModelPruning("l1_unstructured", amount=0.5, use_global_unstructured=True, apply_pruning=once),
+        tmp_path / "a",
+    )
+    ours = resumed(
+        lambda: TrainTimePruning(0.5, window=Window(0, 6, 1, unit="steps"), report=False), tmp_path / "b"
+    )
     assert theirs < 0.1 and ours == pytest.approx(0.5, abs=0.005)
 
 
@@ -84,7 +91,9 @@ def test_no_copy_of_the_weights_is_kept_that_could_drift():
 
 def test_an_end_off_the_grid_is_reached():
     """tfmot and JaxPruner update where `step % frequency == 0`, and miss an end that is no multiple."""
-    callback = TrainTimePruning(0.8, schedule=Polynomial(), window=Window(0, 13, 5, unit="steps"), report=False)
+    callback = TrainTimePruning(
+        0.8, schedule=Polynomial(), window=Window(0, 13, 5, unit="steps"), report=False
+    )
     module = fit(callback)
     assert callback.updates[-1]["step"] == 13 and zeros(module) == pytest.approx(0.8, abs=0.003)
 
@@ -142,6 +151,9 @@ def test_optimizers_that_get_a_closure_from_lightning_step_as_before():
     trainer(max_epochs=1).fit(plain, data(), data())
     fit(TrainTimePruning(0.5, window=Window(0.9, 1.0), report=False), pruned, max_epochs=1)
     start = Toy()
-    moved = [float((a - b).detach().abs().sum()) for a, b in zip(pruned.parameters(), start.parameters(), strict=True)]
+    moved = [
+        float((a - b).detach().abs().sum())
+        for a, b in zip(pruned.parameters(), start.parameters(), strict=True)
+    ]
     assert all(m > 0 for m in moved)
     assert isinstance(copy.deepcopy(pruned.head.weight), nn.Parameter)

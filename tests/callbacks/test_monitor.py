@@ -6,30 +6,45 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_prune import Constant, Linear, PostTrainingPruning, Slice, SparsityMonitor, TrainTimePruning, Window
+from lightning_prune import (
+    Constant,
+    Linear,
+    PostTrainingPruning,
+    Slice,
+    SparsityMonitor,
+    TrainTimePruning,
+    Window,
+)
 from lightning_prune.report.storage import load
 from tests.callbacks.toy import Toy, data, trainer
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 
 
-def fit(tmp_path, *callbacks, module=None, **options):
+def fit(tmp_path, *callbacks, module=None, latency=False, **options):
+    """Latency takes seconds: where it is not asked for, the monitor is one that does not measure it."""
     module = module or Toy()
-    run = trainer(*callbacks, default_root_dir=tmp_path, **options)
+    own = (
+        []
+        if latency or any(isinstance(cb, SparsityMonitor) for cb in callbacks)
+        else [SparsityMonitor(latency=False)]
+    )
+    run = trainer(*callbacks, *own, default_root_dir=tmp_path, **options)
     run.fit(module, data(), data())
     return run, module
 
 
 def test_train_time_report(tmp_path, capsys):
     callback = TrainTimePruning(0.8, schedule=Linear(), window=Window(0, 16, 8, unit="steps"))
-    run, module = fit(tmp_path, callback, ModelCheckpoint(tmp_path, save_last=True))
+    run, module = fit(tmp_path, callback, ModelCheckpoint(tmp_path, save_last=True), latency=True)
     report = load(tmp_path / "report.json")
     assert report.kind == "train_time" and report.target_sparsity == 0.8
     assert report.recipe["schedule"] == "Linear()" and report.recipe["criterion"] == "Magnitude(p=1.0)"
     assert [(u.step, round(u.requested, 3)) for u in report.updates] == [(0, 0.0), (8, 0.4), (16, 0.8)]
     assert [round(u.achieved, 2) for u in report.updates] == [0.0, 0.4, 0.8]
-    assert [e.step for e in report.evaluations] == [6, 12, 18, 24] and report.evaluations[-1].sparsity == pytest.approx(0.8, abs=0.005)
+    assert [e.step for e in report.evaluations] == [6, 12, 18, 24] and report.evaluations[
+        -1
+    ].sparsity == pytest.approx(0.8, abs=0.005)
     assert report.metrics_after["val/acc"] == pytest.approx(float(run.callback_metrics["val/acc"]))
     assert report.metrics_before == report.evaluations[0].metrics  # the last one that was dense
     parameters = dict(module.named_parameters())
@@ -66,15 +81,17 @@ def test_run_without_training_reports_as_well(tmp_path):
         train_dataloader = val_dataloader = staticmethod(data)
 
     callback = PostTrainingPruning(0.5)
-    run = trainer(callback, default_root_dir=tmp_path / "after")
+    run = trainer(callback, SparsityMonitor(latency=False), default_root_dir=tmp_path / "after")
     callback.run(run, Toy(), Plain(), ckpt_path=tmp_path / "dense.ckpt")
     report = load(tmp_path / "after" / "report.json")
-    assert report.metrics_before == callback.metrics_before and report.cost_before.macs == report.cost_after.macs
+    assert (
+        report.metrics_before == callback.metrics_before and report.cost_before.macs == report.cost_after.macs
+    )
     assert report.achieved_sparsity == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_dense_run_is_reported_on_too(tmp_path):
-    _, module = fit(tmp_path, SparsityMonitor(tmp_path / "here", show=False))
+    _, module = fit(tmp_path, SparsityMonitor(tmp_path / "here", show=False, latency=False))
     report = load(tmp_path / "here" / "report.json")
     assert report.kind == "none" and report.layers == () and report.achieved_sparsity is None
     assert report.cost_after.nonzeros == sum(int(p.count_nonzero()) for p in module.parameters())
@@ -87,7 +104,7 @@ def test_one_monitor_whether_one_is_given_or_not(tmp_path):
     assert [cb for cb in run.callbacks if isinstance(cb, SparsityMonitor)] == [own]
     assert (tmp_path / "own" / "report.json").exists() and not (tmp_path / "report.json").exists()
     assert own.report.cost_after.latency is None
-    none, _ = fit(tmp_path / "none", TrainTimePruning(0.5, report=False))
+    none, _ = fit(tmp_path / "none", TrainTimePruning(0.5, report=False), latency=True)
     assert not [cb for cb in none.callbacks if isinstance(cb, SparsityMonitor)]
 
 
@@ -101,7 +118,7 @@ def test_measuring_changes_nothing(tmp_path):
     trained = []
     for report in (True, False):
         torch.manual_seed(5)
-        _, module = fit(tmp_path, TrainTimePruning(0.5, report=report))
+        _, module = fit(tmp_path, TrainTimePruning(0.5, report=report), latency=True)
         trained.append(module.state_dict())
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 
@@ -113,7 +130,7 @@ def test_a_resumed_run_reports_the_whole(tmp_path):
     expected = load(tmp_path / "report.json")
     resumed = TrainTimePruning(0.8, schedule=Linear(), window=Window(0, 16, 4, unit="steps"))
     again = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    run = trainer(resumed, again, default_root_dir=tmp_path / "resumed")
+    run = trainer(resumed, again, SparsityMonitor(latency=False), default_root_dir=tmp_path / "resumed")
     run.fit(Toy(), data(), data(), ckpt_path=tmp_path / "step=15.ckpt")
     report = load(tmp_path / "resumed" / "report.json")
     assert report.updates == expected.updates and report.layers == expected.layers
@@ -136,7 +153,9 @@ def test_warnings_are_in_the_report(tmp_path):
 def test_before_is_dense_even_if_pruning_comes_before_the_first_step(tmp_path):
     fit(tmp_path, TrainTimePruning(0.9, schedule=Constant(), window=Window(end=0.0)))
     report = load(tmp_path / "report.json")
-    assert report.cost_before.sparsity == pytest.approx(16 / 332, abs=0.02)  # batch norm starts with zero biases
+    assert report.cost_before.sparsity == pytest.approx(
+        16 / 332, abs=0.02
+    )  # batch norm starts with zero biases
     macs = 8 * (8 * 16 + 16 * 8 + 8 * 4)
     assert report.cost_before.macs == report.cost_before.effective_macs == macs == report.cost_after.macs
     assert report.cost_after.effective_macs < 0.2 * macs and "macs" not in report.cost_before.unmeasured

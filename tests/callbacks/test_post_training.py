@@ -24,7 +24,6 @@ from lightning_prune.core.masks import sparsity_of
 from lightning_prune.examples.loading import ResumableLoader
 from tests.callbacks.toy import GAN, Toy, data, trainer
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 
 
@@ -41,7 +40,15 @@ def pruning(sparsity=0.5, **nouns):
 
 
 def evaluate(module):
-    return float(L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False).validate(module, data(), verbose=False)[0]["val/acc"])
+    return float(
+        L.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        ).validate(module, data(), verbose=False)[0]["val/acc"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,9 @@ def test_the_pruned_checkpoint_is_plain_and_masked_and_the_others_stay_dense(tmp
     callback, module = pruning(0.8), Toy()
     trainer(callback, ModelCheckpoint(tmp_path, filename="dense"), max_epochs=2).fit(module, data(), data())
     assert sorted(f.name for f in tmp_path.iterdir()) == ["dense.ckpt", "pruned.ckpt"]
-    pruned, dense = (torch.load(tmp_path / f, weights_only=True)["state_dict"] for f in ("pruned.ckpt", "dense.ckpt"))
+    pruned, dense = (
+        torch.load(tmp_path / f, weights_only=True)["state_dict"] for f in ("pruned.ckpt", "dense.ckpt")
+    )
     assert callback.path == str(tmp_path / "pruned.ckpt")
     Toy().load_state_dict(pruned, strict=True)
     for name, mask in callback.masks.items():
@@ -103,9 +112,10 @@ def test_callbacks_that_choose_do_not_see_the_validations_around_pruning(tmp_pat
     stop = EarlyStopping("val/loss", patience=50)
     callback = pruning(0.95)
     trainer(callback, best, stop, max_epochs=3).fit(Toy(), data(), data())
-    assert float(best.best_model_score) == pytest.approx(callback.metrics_before["val/loss"], abs=1e-6) or float(
-        best.best_model_score
-    ) <= callback.metrics_before["val/loss"]
+    assert (
+        float(best.best_model_score) == pytest.approx(callback.metrics_before["val/loss"], abs=1e-6)
+        or float(best.best_model_score) <= callback.metrics_before["val/loss"]
+    )
     weights = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     assert all(bool((weights[n] != 0).all()) for n in callback.masks)
 
@@ -136,7 +146,11 @@ def test_on_a_checkpoint_without_training(nouns, trained, tmp_path):
 
 def test_calibration_is_what_the_functional_form_does(trained, tmp_path):
     module, path = trained
-    callback, fresh, reference = pruning(criterion=Wanda(), scope=PerRow(), num_calibration_batches=3), Toy(), Toy()
+    callback, fresh, reference = (
+        pruning(criterion=Wanda(), scope=PerRow(), num_calibration_batches=3),
+        Toy(),
+        Toy(),
+    )
     callback.run(trainer(callback, default_root_dir=tmp_path), fresh, Plain(), ckpt_path=path)
     reference.load_state_dict(module.state_dict())
     expected = prune(reference, 0.5, criterion=Wanda(), scope=PerRow(), batches=list(data())[:3])
@@ -199,8 +213,14 @@ def test_what_does_not_fit_is_refused_before_training(nouns, module, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"checkpoint": "bset"}, r"`checkpoint` is one of \['last', 'best'\], but got 'bset'. Did you mean best\?"),
-        ({"num_calibration_batches": 0}, r"`num_calibration_batches` is a whole number of at least 1, but got 0"),
+        (
+            {"checkpoint": "bset"},
+            r"`checkpoint` is one of \['last', 'best'\], but got 'bset'. Did you mean best\?",
+        ),
+        (
+            {"num_calibration_batches": 0},
+            r"`num_calibration_batches` is a whole number of at least 1, but got 0",
+        ),
         ({"sparsity": -0.1}, r"`sparsity` is a sparsity"),
         ({"criterion": Movement()}, r"got Movement\(\), a sum over training: use TrainTimePruning"),
     ],
@@ -217,4 +237,6 @@ def test_without_validation_data_it_prunes_all_the_same(tmp_path):
     callback, module = pruning(), Bare()
     trainer(callback).fit(module, data())
     assert callback.metrics_before == {} == callback.metrics_after and callback.masks
-    assert sparsity_of({n: module.get_parameter(n) != 0 for n in callback.masks}) == pytest.approx(0.5, abs=0.01)
+    assert sparsity_of({n: module.get_parameter(n) != 0 for n in callback.masks}) == pytest.approx(
+        0.5, abs=0.01
+    )

@@ -55,7 +55,9 @@ LAST = 4 * NUM_BATCHES
 
 
 def build(recipe):
-    return TrainTimePruning(**{"sparsity": 0.8, "window": Window(every=0.1), "report": False, **RECIPES[recipe]})
+    return TrainTimePruning(
+        **{"sparsity": 0.8, "window": Window(every=0.1), "report": False, **RECIPES[recipe]}
+    )
 
 
 class DyingCheckpoint(ModelCheckpoint):
@@ -120,7 +122,9 @@ def whole(tmp_path_factory):
     def get(recipe, *others, **options):
         key = recipe, str(options)
         if key not in done:
-            done[key] = everything(*run(recipe, tmp_path_factory.mktemp("whole"), *(build() for build in others), **options))
+            done[key] = everything(
+                *run(recipe, tmp_path_factory.mktemp("whole"), *(build() for build in others), **options)
+            )
         return done[key]
 
     return get
@@ -159,7 +163,10 @@ def test_with_an_average_of_the_weights(whole, tmp_path):
     average = lambda: EMAWeightAveraging(decay=0.9)  # noqa: E731
     expected = whole("movement", average, max_epochs=4)
     run("movement", tmp_path, average(), max_epochs=4)
-    assert_equal(expected, everything(*run("movement", tmp_path, average(), max_epochs=4, ckpt_path=tmp_path / "step=9.ckpt")))
+    assert_equal(
+        expected,
+        everything(*run("movement", tmp_path, average(), max_epochs=4, ckpt_path=tmp_path / "step=9.ckpt")),
+    )
 
 
 def test_between_epochs_with_a_shuffling_loader(tmp_path):
@@ -167,10 +174,18 @@ def test_between_epochs_with_a_shuffling_loader(tmp_path):
 
     def fit(ckpt_path=None):
         callback = build("defaults")
-        run = trainer(callback, ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True))
+        run = trainer(
+            callback,
+            ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
+        )
         module = Toy()
         torch.manual_seed(7)
-        run.fit(module, DataLoader(data().dataset, batch_size=8, shuffle=True, collate_fn=as_sliced), data(), ckpt_path=ckpt_path)
+        run.fit(
+            module,
+            DataLoader(data().dataset, batch_size=8, shuffle=True, collate_fn=as_sliced),
+            data(),
+            ckpt_path=ckpt_path,
+        )
         return everything(run, module, callback)
 
     expected = fit()
@@ -178,7 +193,7 @@ def test_between_epochs_with_a_shuffling_loader(tmp_path):
 
 
 def test_checkpoints_hold_plain_masked_weights_and_packed_masks(tmp_path):
-    _, module, callback = run("defaults", tmp_path)
+    run("defaults", tmp_path)
     checkpoint = torch.load(tmp_path / "step=16.ckpt", weights_only=True)
     masks = checkpoint["callbacks"]["TrainTimePruning"]["pruner"]["masks"]
     assert set(masks) == {"body.0.weight", "body.4.weight", "head.weight"}
@@ -196,16 +211,19 @@ def test_a_dense_checkpoint_can_be_pruned_on_from(tmp_path):
     callback, module = build("defaults"), Toy()
     trainer(callback).fit(module, data(), data(), ckpt_path=tmp_path / "dense.ckpt")
     assert callback.ramp.is_over and sum(int((w == 0).sum()) for w in module.parameters()) > 100
-    assert [(u["step"], u["requested"]) for u in callback.updates][0] == (12, 0.0)  # it ramps up from where the run is
+    first = callback.updates[0]
+    assert (first["step"], first["requested"]) == (12, 0.0)  # it ramps up from where the run is
+    late = TrainTimePruning(0.8, window=Window(end=0.4), report=False)
     with pytest.raises(ValueError, match="an end at optimizer step 10 of a run that has done 12"):
-        late = TrainTimePruning(0.8, window=Window(end=0.4), report=False)
         trainer(late).fit(Toy(), data(), data(), ckpt_path=tmp_path / "dense.ckpt")
 
 
 def test_a_changed_recipe_is_told_and_then_followed(tmp_path):
     run("defaults", tmp_path)
     callback = TrainTimePruning(0.9, window=Window(every=0.1), report=False)
-    with pytest.warns(UserWarning, match=r"`sparsity` was 0.8 in the run that is resumed, and is 0.9 from now on"):
+    with pytest.warns(
+        UserWarning, match=r"`sparsity` was 0.8 in the run that is resumed, and is 0.9 from now on"
+    ):
         trainer(callback).fit(Toy(), data(shuffle=True), data(), ckpt_path=tmp_path / "step=9.ckpt")
     assert callback.updates[-1]["requested"] == 0.9
 
@@ -213,7 +231,9 @@ def test_a_changed_recipe_is_told_and_then_followed(tmp_path):
 def test_masks_that_would_be_forgotten_are_refused(tmp_path):
     run("defaults", tmp_path)
     callback = TrainTimePruning(0.8, exclude=["head"], report=False)
-    with pytest.raises(ValueError, match=r"`include` and `exclude` are those of the run .*\['TrainTimePruning'\], but got"):
+    with pytest.raises(
+        ValueError, match=r"`include` and `exclude` are those of the run .*\['TrainTimePruning'\], but got"
+    ):
         trainer(callback).fit(Toy(), data(), data(), ckpt_path=tmp_path / "step=9.ckpt")
 
 
@@ -227,4 +247,6 @@ def test_post_training_state_survives(tmp_path):
     fit = trainer(callback, ModelCheckpoint(tmp_path))
     fit.fit(Toy(), data(), data())
     state = torch.load(tmp_path / "pruned.ckpt", weights_only=True)["callbacks"]["PostTrainingPruning"]
-    assert set(state["pruner"]["masks"]) == set(callback.masks) and state["updates"][0]["achieved"] == pytest.approx(0.5, abs=0.01)
+    assert set(state["pruner"]["masks"]) == set(callback.masks) and state["updates"][0][
+        "achieved"
+    ] == pytest.approx(0.5, abs=0.01)

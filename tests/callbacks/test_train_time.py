@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import (
-    APoZ,
     Alternating,
+    APoZ,
     Constant,
     Global,
     Linear,
@@ -61,16 +61,30 @@ def sparsity(module, callback):
         (lambda: Toy(), {"precision": "64-true"}),
         (lambda: GAN(), {}),
     ],
-    ids=["adamw", "sgd", "fused", "foreach", "accumulate-clip", "clip-value", "bf16-mixed", "bf16-true", "64", "gan"],
+    ids=[
+        "adamw",
+        "sgd",
+        "fused",
+        "foreach",
+        "accumulate-clip",
+        "clip-value",
+        "bf16-mixed",
+        "bf16-true",
+        "64",
+        "gan",
+    ],
 )
 def test_no_forward_reads_a_pruned_weight_as_nonzero(module, options):
     callback = pruning()
     witness = Witness(callback)
     _, trained = fit(callback, module(), witness, **options)
     assert witness.reads > 20 and witness.violations == 0
-    assert sparsity(trained, callback) == 1 - sum(int(m.sum()) for m in callback.masks.values()) / sum(
-        m.numel() for m in callback.masks.values()
-    ) == pytest.approx(0.75, abs=0.005)
+    assert (
+        sparsity(trained, callback)
+        == 1
+        - sum(int(m.sum()) for m in callback.masks.values()) / sum(m.numel() for m in callback.masks.values())
+        == pytest.approx(0.75, abs=0.005)
+    )
 
 
 def test_steps_that_mixed_precision_skips_lose_neither_masks_nor_the_end_of_the_ramp():
@@ -84,7 +98,7 @@ def test_steps_that_mixed_precision_skips_lose_neither_masks_nor_the_end_of_the_
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     callback = pruning(criterion=Saliency(), window=Window(end=17, every=3, unit="steps"))
     witness = Witness(callback)
-    run, module = fit(callback, Overflowing(), witness, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    _, module = fit(callback, Overflowing(), witness, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     assert witness.violations == 0 and callback.updates[-1]["progress"] == 1.0
     assert sparsity(module, callback) == pytest.approx(0.75, abs=0.005)
     assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
@@ -99,7 +113,9 @@ def test_lbfgs_is_masked_outside_of_its_own_closure(tmp_path):
             seen.extend(float(w.abs().sum()) for w in pruned_weights(pl_module, callback))
 
     callback = pruning()
-    run, module = fit(callback, Toy("LBFGS", lr=0.1, max_iter=3), Reader(), ModelCheckpoint(tmp_path, save_last=True))
+    _, module = fit(
+        callback, Toy("LBFGS", lr=0.1, max_iter=3), Reader(), ModelCheckpoint(tmp_path, save_last=True)
+    )
     weights = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert len(seen) > 20 and set(seen) == {0.0}
     assert all(bool((weights[name][~mask] == 0).all()) for name, mask in callback.masks.items())
@@ -141,7 +157,9 @@ def test_tied_weights_share_one_mask():
     callback = pruning()
     fit(callback, module)
     assert "body.4.weight" in callback.masks and "extra.weight" not in callback.masks
-    assert module.extra.weight is module.body[4].weight and sparsity(module, callback) == pytest.approx(0.75, abs=0.005)
+    assert module.extra.weight is module.body[4].weight and sparsity(module, callback) == pytest.approx(
+        0.75, abs=0.005
+    )
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["submodule", "module"])
@@ -225,20 +243,22 @@ def test_alternating_brings_weights_back_and_ends_sparse():
 
     class Reader(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
-            nonzero.append(sum(int(p.count_nonzero()) for n, p in pl_module.named_parameters() if p.dim() > 1))
+            nonzero.append(
+                sum(int(p.count_nonzero()) for n, p in pl_module.named_parameters() if p.dim() > 1)
+            )
 
     _, module = fit(callback, Toy(), Reader())
     total = sum(p.numel() for p in module.parameters() if p.dim() > 1)
     # dense, sparse, dense again, sparse
     dense = [n > 0.8 * total for n in nonzero]
-    assert [a for a, b in zip(dense, [None, *dense]) if a != b] == [True, False, True, False]
+    assert [a for a, b in zip(dense, [None, *dense], strict=False) if a != b] == [True, False, True, False]
     assert sparsity(module, callback) == pytest.approx(0.75, abs=0.005)
 
 
 def test_gradients_of_two_optimizers_are_waited_for():
     callback = pruning(criterion=Saliency())
     witness = Witness(callback)
-    _, module = fit(callback, GAN(), witness)
+    fit(callback, GAN(), witness)
     assert witness.violations == 0 and callback.ramp.is_over
     assert {name.split(".")[0] for name in callback.masks} == {"generator", "discriminator"}
     assert [u["step"] for u in callback.updates][-1] == round(0.7 * 4 * NUM_BATCHES)
@@ -260,8 +280,10 @@ def test_one_of_two_optimizers():
 def test_two_callbacks_prune_parts_of_one_model():
     body, head = pruning(0.9, include=["body"]), pruning(0.5, include=["head"])
     assert body.state_key != head.state_key
-    run, module = fit(body, Toy(), head)
-    assert sparsity(module, body) == pytest.approx(0.9, abs=0.01) and sparsity(module, head) == pytest.approx(0.5, abs=0.02)
+    _, module = fit(body, Toy(), head)
+    assert sparsity(module, body) == pytest.approx(0.9, abs=0.01) and sparsity(module, head) == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def test_a_frozen_teacher_is_left_alone():
@@ -282,13 +304,17 @@ def test_sparsity_is_logged_and_shown_in_the_progress_bar():
 class Decaying(Toy):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, self.trainer.estimated_stepping_batches
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def test_a_learning_rate_that_decays_before_the_ramp_ends_is_warned_of():
     callback = pruning(window=Window(end=0.9))
-    with pytest.warns(UserWarning, match=r"learning rate had fallen to \d+% of its peak when the sparsity ramp ended"):
+    with pytest.warns(
+        UserWarning, match=r"learning rate had fallen to \d+% of its peak when the sparsity ramp ended"
+    ):
         fit(callback, Decaying())
     assert len(callback.warnings) == 1
     calm = pruning(window=Window(end=0.4))
@@ -303,14 +329,19 @@ def test_a_run_that_stops_early_says_what_was_reached():
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             trainer.should_stop = trainer.global_step >= 9
 
-    with pytest.warns(UserWarning, match=r"stopped after 9 steps, before the ramp ended at 24: sparsity is 0\.\d+"):
+    with pytest.warns(
+        UserWarning, match=r"stopped after 9 steps, before the ramp ended at 24: sparsity is 0\.\d+"
+    ):
         fit(callback, Toy(), Stopper())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_epochs": None, "max_time": "00:00:01:00"}, r"`window` is counted in fractions of the run.*unit='steps'"),
+        (
+            {"max_epochs": None, "max_time": "00:00:01:00"},
+            r"`window` is counted in fractions of the run.*unit='steps'",
+        ),
         ({"max_epochs": -1}, r"`window` is counted in fractions of the run"),
     ],
 )
@@ -426,7 +457,11 @@ def test_a_second_fit_goes_on_with_the_masks():
     _, module = fit(callback)
     witness = Witness(callback)
     fit(callback, module, witness)
-    assert witness.reads and witness.violations == 0 and sparsity(module, callback) == pytest.approx(0.75, abs=0.005)
+    assert (
+        witness.reads
+        and witness.violations == 0
+        and sparsity(module, callback) == pytest.approx(0.75, abs=0.005)
+    )
 
 
 def test_another_module_starts_anew():
@@ -437,7 +472,9 @@ def test_another_module_starts_anew():
     with torch.no_grad():
         other.head.weight.copy_(torch.randn(4, 8))
     fit(callback, other)
-    assert callback.updates[0]["step"] == 0 and any(not torch.equal(first[n], callback.masks[n]) for n in first)
+    assert callback.updates[0]["step"] == 0 and any(
+        not torch.equal(first[n], callback.masks[n]) for n in first
+    )
 
 
 def test_global_masks_are_those_of_the_functional_form():

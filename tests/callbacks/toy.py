@@ -32,7 +32,9 @@ class Toy(L.LightningModule):
     def __init__(self, optimizer: str = "AdamW", **options: float) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 8), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 8), nn.ReLU()
+        )
         self.head = nn.Linear(8, 4)
         self.optimizer, self.options = optimizer, {"lr": 1e-2, **options}
 
@@ -77,7 +79,10 @@ class GAN(L.LightningModule):
         discriminator.step()
 
     def configure_optimizers(self):
-        return [torch.optim.Adam(self.generator.parameters(), 1e-2), torch.optim.Adam(self.discriminator.parameters(), 1e-2)]
+        return [
+            torch.optim.Adam(self.generator.parameters(), 1e-2),
+            torch.optim.Adam(self.discriminator.parameters(), 1e-2),
+        ]
 
 
 def trainer(*callbacks: L.Callback, **options) -> L.Trainer:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_prune import APoZ, GeometricMedian, Magnitude, MeanActivation, Movement, Random, Saliency, Wanda
+from lightning_prune import (
+    APoZ,
+    GeometricMedian,
+    Magnitude,
+    MeanActivation,
+    Movement,
+    Random,
+    Saliency,
+    Wanda,
+)
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.model.statistics import KNOWN
 from tests.members import members
@@ -59,7 +68,9 @@ def test_random_depends_on_seed_and_name_alone():
     assert torch.equal(scores, Random(seed=1)(weight=-w, name="a.weight"))
     assert not torch.equal(scores, Random(seed=2)(weight=w, name="a.weight"))
     assert not torch.equal(scores, Random(seed=1)(weight=w, name="b.weight"))
-    assert abs(float(scores.mean()) - 0.5) < 4 / math.sqrt(12 * 2500) and 0 <= scores.min() <= scores.max() < 1
+    assert (
+        abs(float(scores.mean()) - 0.5) < 4 / math.sqrt(12 * 2500) and 0 <= scores.min() <= scores.max() < 1
+    )
 
 
 def test_random_leaves_the_global_generator_alone():
@@ -82,7 +93,9 @@ def test_geometric_median_against_scipy():
 def test_saliency_is_the_first_order_change_of_the_loss():
     """|L(w) - L(w without w_i)| of a linear loss is |w_i dL/dw_i| exactly."""
     w, slope = torch.tensor([[1.0, -2.0, 0.5]]), torch.tensor([[0.3, 0.7, -4.0]])
-    change = [abs(float((w * slope).sum()) - float((w * slope * (torch.arange(3) != i)).sum())) for i in range(3)]
+    change = [
+        abs(float((w * slope).sum()) - float((w * slope * (torch.arange(3) != i)).sum())) for i in range(3)
+    ]
     np.testing.assert_allclose(Saliency()(weight=w, grad=slope)[0], change, rtol=1e-6)
 
 
@@ -92,7 +105,10 @@ def test_movement_and_activation_criteria_against_their_formulas():
     norm = torch.tensor([[2.0, 0.1]])
     np.testing.assert_allclose(Wanda()(weight=w, input_norm=norm), np.abs(w.numpy()) * norm.numpy())
     per_output = torch.tensor([[0.2], [0.9]])
-    for scores in (MeanActivation()(weight=w, output_mean=per_output), APoZ()(weight=w, output_positive=per_output)):
+    for scores in (
+        MeanActivation()(weight=w, output_mean=per_output),
+        APoZ()(weight=w, output_positive=per_output),
+    ):
         assert scores.tolist() == pytest.approx(np.array([[0.2, 0.2], [0.9, 0.9]]))
 
 
@@ -101,10 +117,13 @@ def test_a_criterion_with_other_than_keyword_arguments_is_refused():
         required_statistics(lambda weight: weight)
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: Magnitude(p=0), r"`p` is a number above 0, but got 0"),
-    (lambda: Random(seed=-1), r"`seed` is a whole number of at least 0, but got -1"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Magnitude(p=0), r"`p` is a number above 0, but got 0"),
+        (lambda: Random(seed=-1), r"`seed` is a whole number of at least 0, but got -1"),
+    ],
+)
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -42,10 +42,14 @@ def test_granularity_is_pure_and_writable(granularity, shape):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("build", [lambda r: Slice(0, r), lambda r: Slice(1, r), Kernel, lambda r: Block(2, 4, r)])
+@pytest.mark.parametrize(
+    "build", [lambda r: Slice(0, r), lambda r: Slice(1, r), Kernel, lambda r: Block(2, 4, r)]
+)
 def test_reductions_against_numpy_over_the_expanded_group(reduction, shape, build):
     granularity = build(reduction)
-    scores = -torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # negative: padding shows
+    scores = -torch.rand(
+        shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )  # negative: padding shows
     groups = granularity.reduce(scores)
     for index in itertools.product(*map(range, groups.shape)):
         one = torch.zeros(groups.shape, dtype=torch.bool)
@@ -59,13 +63,19 @@ def test_weight_is_the_identity():
     assert Weight().reduce(scores) is scores
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: Slice(dim=-1), r"`dim` is a whole number of at least 0, but got -1"),
-    (lambda: Slice(reduction="maen"), r"`reduction` is one of .* but got 'maen'. Did you mean mean\?"),
-    (lambda: Block(height=0), r"`height` is a whole number of at least 1"),
-    (lambda: Block(width=1.5), r"`width` is a whole number of at least 1"),
-    (lambda: Slice(dim=2).reduce(torch.ones(2, 2)), r"`dim` is below the number of dims, but got 2 for shape \(2, 2\)"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Slice(dim=-1), r"`dim` is a whole number of at least 0, but got -1"),
+        (lambda: Slice(reduction="maen"), r"`reduction` is one of .* but got 'maen'. Did you mean mean\?"),
+        (lambda: Block(height=0), r"`height` is a whole number of at least 1"),
+        (lambda: Block(width=1.5), r"`width` is a whole number of at least 1"),
+        (
+            lambda: Slice(dim=2).reduce(torch.ones(2, 2)),
+            r"`dim` is below the number of dims, but got 2 for shape \(2, 2\)",
+        ),
+    ],
+)
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

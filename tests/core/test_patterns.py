@@ -27,7 +27,9 @@ def test_matches(pattern, expected):
 
 
 def test_no_match_names_the_nearest_and_all_candidates():
-    with pytest.raises(ValueError, match=r"`exclude` .* 'encodr'\. Did you mean encoder.* The candidates are encoder.0"):
+    with pytest.raises(
+        ValueError, match=r"`exclude` .* 'encodr'\. Did you mean encoder.* The candidates are encoder.0"
+    ):
         check_match("exclude", "encodr", NAMES)
 
 

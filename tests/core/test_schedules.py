@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_prune import Alternating, Constant, Cosine, Exponential, Join, Linear, OneCycle, Polynomial, Steps
+from lightning_prune import (
+    Alternating,
+    Constant,
+    Cosine,
+    Exponential,
+    Join,
+    Linear,
+    OneCycle,
+    Polynomial,
+    Steps,
+)
 from tests.members import members
 
 SCHEDULES = members("schedule")
@@ -65,17 +75,29 @@ def test_cosine_against_numpy():
 
 def test_exponential_against_numpy():
     p = np.linspace(0, 1, 11)
-    np.testing.assert_allclose([Exponential(3.0)(x) for x in p], (1 - np.exp(-3 * p)) / (1 - np.exp(-3)), atol=1e-12)
+    np.testing.assert_allclose(
+        [Exponential(3.0)(x) for x in p], (1 - np.exp(-3 * p)) / (1 - np.exp(-3)), atol=1e-12
+    )
 
 
 def test_one_cycle_against_the_paper_rescaled():
     p = np.linspace(0, 1, 11)
     paper = (1 + np.exp(-14 + 5)) / (1 + np.exp(-14 * p + 5))
-    np.testing.assert_allclose([OneCycle()(x) for x in p], (paper - paper[0]) / (paper[-1] - paper[0]), atol=1e-12)
+    np.testing.assert_allclose(
+        [OneCycle()(x) for x in p], (paper - paper[0]) / (paper[-1] - paper[0]), atol=1e-12
+    )
 
 
 def test_steps_jump_at_once_and_at_the_end():
-    assert [Steps(num_steps=4)(p) for p in (0.0, 0.3, 1 / 3, 0.5, 2 / 3, 0.99, 1.0)] == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0]
+    assert [Steps(num_steps=4)(p) for p in (0.0, 0.3, 1 / 3, 0.5, 2 / 3, 0.99, 1.0)] == [
+        0.25,
+        0.25,
+        0.5,
+        0.5,
+        0.75,
+        0.75,
+        1.0,
+    ]
     assert Steps(num_steps=1)(0.0) == 1.0 == Constant()(0.0)
 
 
@@ -86,7 +108,9 @@ def test_alternating_ends_sparse_whatever_the_number_of_phases():
 
 def test_join_climbs_through_its_levels():
     join = Join(schedules=(Linear(), Constant(), Linear()), boundaries=(0.2, 0.6), levels=(0.5, 0.7))
-    assert [join(p) for p in (0.0, 0.1, 0.2, 0.5, 0.6, 0.8, 1.0)] == pytest.approx([0.0, 0.25, 0.7, 0.7, 0.7, 0.85, 1.0])
+    assert [join(p) for p in (0.0, 0.1, 0.2, 0.5, 0.6, 0.8, 1.0)] == pytest.approx(
+        [0.0, 0.25, 0.7, 0.7, 0.7, 0.85, 1.0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,8 +125,14 @@ def test_join_climbs_through_its_levels():
         (lambda: Steps(num_steps=2.5), r"`num_steps` is a whole number of at least 1, but got 2.5"),
         (lambda: Alternating(num_phases=True), r"`num_phases` is a whole number"),
         (lambda: Join(schedules=()), r"`boundaries` and `levels` have one entry fewer than `schedules`"),
-        (lambda: Join(schedules=(Linear(), Linear()), boundaries=(1.0,), levels=(0.5,)), r"`boundaries` rise"),
-        (lambda: Join(schedules=(Linear(), Linear()), boundaries=(0.5,), levels=(1.5,)), r"`levels` is a fraction"),
+        (
+            lambda: Join(schedules=(Linear(), Linear()), boundaries=(1.0,), levels=(0.5,)),
+            r"`boundaries` rise",
+        ),
+        (
+            lambda: Join(schedules=(Linear(), Linear()), boundaries=(0.5,), levels=(1.5,)),
+            r"`levels` is a fraction",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused_when_built(build, message):

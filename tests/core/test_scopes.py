@@ -38,7 +38,10 @@ def num_kept(masks):
 def test_scope_keeps_the_number_asked_for(scope, fraction):
     """Exactly, over all or in each row or parameter by the rounding that the docs give; ties make no difference."""
     sparsity = fraction * end_of(scope)
-    distinct, equal = scope(random_scores(), sparsity), scope({n: torch.ones(s) for n, s in SHAPES.items()}, sparsity)
+    distinct, equal = (
+        scope(random_scores(), sparsity),
+        scope({n: torch.ones(s) for n, s in SHAPES.items()}, sparsity),
+    )
     total = sum(math.prod(s) for s in SHAPES.values())
     slack = sum(s[0] for s in SHAPES.values()) if isinstance(scope, PerRow) else len(SHAPES)
     exact = isinstance(scope, (Global, ERK, LAMP))
@@ -88,13 +91,19 @@ def test_global_against_a_stable_sort(sparsity):
     scores = {n: (s * 50).round() for n, s in random_scores().items()}
     flat = torch.cat([s.flatten() for s in scores.values()])
     expected = torch.zeros(flat.numel(), dtype=torch.bool)
-    expected[flat.argsort(descending=True, stable=True)[: flat.numel() - round(flat.numel() * sparsity)]] = True
+    expected[flat.argsort(descending=True, stable=True)[: flat.numel() - round(flat.numel() * sparsity)]] = (
+        True
+    )
     masks = Global(min_keep=0)(scores, sparsity)
     assert torch.equal(torch.cat([m.flatten() for m in masks.values()]), expected)
 
 
 def test_global_guard_keeps_every_layer_alive_and_the_total_exact():
-    scores = {"tiny": torch.full((10, 10), 1e-6), "low": torch.full((50,), 0.1), "big": torch.rand(100, 10) + 1}
+    scores = {
+        "tiny": torch.full((10, 10), 1e-6),
+        "low": torch.full((50,), 0.1),
+        "big": torch.rand(100, 10) + 1,
+    }
     masks = Global(min_keep=3)(scores, 0.9)
     assert [int(m.sum()) for m in masks.values()] == [3, 3, 109]
     assert torch.equal(masks["tiny"].flatten().nonzero().flatten(), torch.arange(3))
@@ -102,12 +111,16 @@ def test_global_guard_keeps_every_layer_alive_and_the_total_exact():
 
 
 def test_global_guard_that_cannot_be_met_is_refused():
-    with pytest.raises(ValueError, match=r"`min_keep` is at most what the sparsity leaves, 5 groups in all, but got 8"):
+    with pytest.raises(
+        ValueError, match=r"`min_keep` is at most what the sparsity leaves, 5 groups in all, but got 8"
+    ):
         Global(min_keep=8)({"a": torch.zeros(50), "b": torch.rand(50) + 1}, 0.95)
 
 
 def test_local_guard():
-    assert [int(m.sum()) for m in Local(min_keep=2)({"a": torch.rand(4), "b": torch.rand(100)}, 0.9).values()] == [2, 10]
+    assert [
+        int(m.sum()) for m in Local(min_keep=2)({"a": torch.rand(4), "b": torch.rand(100)}, 0.9).values()
+    ] == [2, 10]
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.9])
@@ -148,7 +161,9 @@ def test_n_of_m_follows_a_schedule_exactly():
 
 def test_n_of_m_refuses_or_spares_what_cannot_be_divided():
     scores = {"odd": torch.rand(4, 3), "even": torch.rand(4, 8)}
-    with pytest.raises(ValueError, match=r"`odd`: 2:4 needs an input dim .* multiple of 4, but got shape \(4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"`odd`: 2:4 needs an input dim .* multiple of 4, but got shape \(4, 3\)"
+    ):
         NofM()(scores, 0.5)
     scope = NofM(indivisible="dense")
     masks = scope(scores, scope.prescribed({"odd": (4, 3), "even": (4, 8)}))
@@ -164,7 +179,9 @@ def test_erk_densities_against_the_formula():
     low, high = 0.0, 1e6
     for _ in range(200):
         eps = (low + high) / 2
-        low, high = (eps, high) if (np.minimum(1, eps * raw) * sizes).sum() < 0.2 * sizes.sum() else (low, eps)
+        low, high = (
+            (eps, high) if (np.minimum(1, eps * raw) * sizes).sum() < 0.2 * sizes.sum() else (low, eps)
+        )
     found = np.array([int(m.sum()) for m in masks.values()])
     np.testing.assert_allclose(found, np.minimum(1, eps * raw) * sizes, atol=1)
     assert found.sum() == int(sizes.sum()) - round(0.8 * sizes.sum())
@@ -205,16 +222,19 @@ def test_fixed_takes_the_first_match_and_leaves_the_rest_dense():
     assert scope.prescribed(shapes) == pytest.approx(100 / 250)
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: Local(min_keep=-1), r"`min_keep` is a whole number of at least 0, but got -1"),
-    (lambda: Global(min_keep=1.0), r"`min_keep` is a sparsity, .* in \[0, 1\), but got 1.0"),
-    (lambda: NofM(n=4, m=4), r"n below m, but got n=4 and m=4"),
-    (lambda: NofM(indivisible="denes"), r"Did you mean dense\?"),
-    (lambda: Fixed({}), r"`sparsities` maps at least one pattern"),
-    (lambda: Fixed({"a": 1.0}), r"`sparsities\['a'\]` is a sparsity"),
-    (lambda: Fixed({"re:(": 0.5}), r"bad regular expression"),
-    (lambda: Fixed({"haed": 0.5})({"head.weight": torch.rand(3)}, 0.5), r"'haed'. Did you mean head\?"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Local(min_keep=-1), r"`min_keep` is a whole number of at least 0, but got -1"),
+        (lambda: Global(min_keep=1.0), r"`min_keep` is a sparsity, .* in \[0, 1\), but got 1.0"),
+        (lambda: NofM(n=4, m=4), r"n below m, but got n=4 and m=4"),
+        (lambda: NofM(indivisible="denes"), r"Did you mean dense\?"),
+        (lambda: Fixed({}), r"`sparsities` maps at least one pattern"),
+        (lambda: Fixed({"a": 1.0}), r"`sparsities\['a'\]` is a sparsity"),
+        (lambda: Fixed({"re:(": 0.5}), r"bad regular expression"),
+        (lambda: Fixed({"haed": 0.5})({"head.weight": torch.rand(3)}, 0.5), r"'haed'. Did you mean head\?"),
+    ],
+)
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -13,7 +13,21 @@ from lightning_prune.core.selection import keep_top, keep_top_rows
 from lightning_prune.core.types import LazyScores
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-AWKWARD = [0.0, -0.0, math.inf, -math.inf, 1e-45, -1e-45, 1e-310, 1.0, -1.0, 1.0 + 2**-7, 3e38, -3e38, 65504.0]
+AWKWARD = [
+    0.0,
+    -0.0,
+    math.inf,
+    -math.inf,
+    1e-45,
+    -1e-45,
+    1e-310,
+    1.0,
+    -1.0,
+    1.0 + 2**-7,
+    3e38,
+    -3e38,
+    65504.0,
+]
 
 
 def by_sorting(scores, num_keep):
@@ -90,7 +104,10 @@ def test_neighbouring_floats_are_told_apart():
 def test_strides_do_not_matter():
     scores = torch.randn(4, 6, 3, 3)
     expected = keep_top({"a": scores}, 50)["a"]
-    for same in (scores.to(memory_format=torch.channels_last), scores.transpose(0, 1).contiguous().transpose(0, 1)):
+    for same in (
+        scores.to(memory_format=torch.channels_last),
+        scores.transpose(0, 1).contiguous().transpose(0, 1),
+    ):
         assert torch.equal(keep_top({"a": same}, 50)["a"], expected)
 
 
@@ -115,16 +132,25 @@ def test_nothing_and_everything():
 @pytest.mark.parametrize("num_keep", [0, 3, 6])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_is_an_error_that_names_the_parameter(num_keep, dtype):
-    scores = {"a": torch.ones(3, dtype=dtype), "net.0.weight": torch.tensor([[1.0, math.nan, math.inf]], dtype=dtype)}
-    with pytest.raises(ValueError, match=r"`net.0.weight` has scores that can be ranked, but got 1 NaN in shape \(1, 3\)"):
+    scores = {
+        "a": torch.ones(3, dtype=dtype),
+        "net.0.weight": torch.tensor([[1.0, math.nan, math.inf]], dtype=dtype),
+    }
+    with pytest.raises(
+        ValueError, match=r"`net.0.weight` has scores that can be ranked, but got 1 NaN in shape \(1, 3\)"
+    ):
         keep_top(scores, num_keep)
 
 
 @pytest.mark.parametrize("num_keep", [-1, 5])
 def test_a_number_out_of_range_is_an_error(num_keep):
-    with pytest.raises(ValueError, match=rf"`num_keep` is a number of scores, in \[0, 4\], but got {num_keep}"):
+    with pytest.raises(
+        ValueError, match=rf"`num_keep` is a number of scores, in \[0, 4\], but got {num_keep}"
+    ):
         keep_top({"a": torch.ones(4)}, num_keep)
-    with pytest.raises(ValueError, match=rf"`num_keep` is a number of columns, in \[0, 4\], but got {num_keep}"):
+    with pytest.raises(
+        ValueError, match=rf"`num_keep` is a number of columns, in \[0, 4\], but got {num_keep}"
+    ):
         keep_top_rows(torch.ones(2, 4), num_keep)
 
 
@@ -132,7 +158,9 @@ def test_a_number_out_of_range_is_an_error(num_keep):
 @given(rows=st.integers(0, 5), columns=st.integers(1, 9), share=st.floats(0, 1), seed=st.integers(0, 50))
 def test_rows_equal_a_stable_sort_of_each(dtype, rows, columns, share, seed):
     draw = torch.Generator().manual_seed(seed)
-    scores = torch.tensor(AWKWARD, dtype=torch.float64)[torch.randint(0, len(AWKWARD), (rows, columns), generator=draw)]
+    scores = torch.tensor(AWKWARD, dtype=torch.float64)[
+        torch.randint(0, len(AWKWARD), (rows, columns), generator=draw)
+    ]
     scores, num_keep = scores.to(dtype), round(share * columns)
     mask = keep_top_rows(scores, num_keep)
     for row, marks in zip(scores, mask, strict=True):

@@ -68,7 +68,10 @@ def test_a_window_that_ends_after_the_run_is_refused():
         ({"start": -0.1}, r"`start` is a fraction in \[0, 1\]"),
         ({"end": 1.5}, r"`end` is a fraction in \[0, 1\]"),
         ({"every": 0}, r"`every` is a number above 0"),
-        ({"unit": "step"}, r"`unit` is one of \['run', 'epochs', 'steps'\], but got 'step'. Did you mean steps\?"),
+        (
+            {"unit": "step"},
+            r"`unit` is one of \['run', 'epochs', 'steps'\], but got 'step'. Did you mean steps\?",
+        ),
         ({"start": 0, "end": 2.5, "every": 1, "unit": "steps"}, r"whole numbers of steps"),
         ({"end": math.nan}, r"`end` is a number"),
     ],
@@ -100,5 +103,7 @@ def test_ramp_state_round_trip():
 
 
 def test_a_schedule_that_leaves_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"`schedule` is a curve in \[0, 1\], at progress 0.5 too, but got 2.0"):
+    with pytest.raises(
+        ValueError, match=r"`schedule` is a curve in \[0, 1\], at progress 0.5 too, but got 2.0"
+    ):
         _ = Ramp(lambda p: 2.0, StepWindow(0, 2, 1), num_steps=1).fraction

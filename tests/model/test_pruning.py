@@ -7,7 +7,20 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from lightning_prune import APoZ, Block, Global, Local, Magnitude, Movement, NofM, PerRow, Saliency, Slice, Wanda, prune
+from lightning_prune import (
+    APoZ,
+    Block,
+    Global,
+    Local,
+    Magnitude,
+    Movement,
+    NofM,
+    PerRow,
+    Saliency,
+    Slice,
+    Wanda,
+    prune,
+)
 from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.model.calibration import reestimate_batch_norm_
@@ -17,13 +30,23 @@ from lightning_prune.model.pruning import Pruner
 def network():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)
+        nn.Conv2d(2, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.Flatten(),
+        nn.Linear(32, 16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
     )
 
 
 def batches(num=3):
     draw = torch.Generator().manual_seed(1)
-    return [(torch.randn(5, 2, 6, 6, generator=draw), torch.randint(0, 4, (5,), generator=draw)) for _ in range(num)]
+    return [
+        (torch.randn(5, 2, 6, 6, generator=draw), torch.randint(0, 4, (5,), generator=draw))
+        for _ in range(num)
+    ]
 
 
 def loss(model, batch):
@@ -124,7 +147,9 @@ def test_nan_weights_are_refused_by_name_and_nothing_is_changed():
     with torch.no_grad():
         model[5].weight[0, 0] = float("nan")
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"`5.weight` has scores that can be ranked, but got 1 NaN in shape \(16, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"`5.weight` has scores that can be ranked, but got 1 NaN in shape \(16, 32\)"
+    ):
         prune(model, 0.5)
     assert torch.equal(before["0.weight"], model[0].weight)
 
@@ -133,7 +158,10 @@ def test_numbers_by_pattern():
     model = network()
     masks = prune(model, {"7": 0.25, "re:[05].*": 0.5})
     assert {name: sparsity_of({name: mask}) for name, mask in masks.items()} == {
-        "0.weight": 0.5, "3.weight": 0.0, "5.weight": 0.5, "7.weight": 0.25
+        "0.weight": 0.5,
+        "3.weight": 0.0,
+        "5.weight": 0.5,
+        "7.weight": 0.25,
     }
 
 
@@ -144,7 +172,9 @@ def test_what_is_pruned_stays_pruned_while_sparsity_rises_and_returns_when_it_fa
     first = dict(pruner.masks)
     with torch.no_grad():
         for name, p in pruner.targets.items():
-            p.copy_(torch.where(first[name], 0.01 * p, 10.0))  # the pruned have grown, as without a mask they might
+            p.copy_(
+                torch.where(first[name], 0.01 * p, 10.0)
+            )  # the pruned have grown, as without a mask they might
     pruner.update_(1.0)
     assert all(bool((pruner.masks[name] <= first[name]).all()) for name in first)
     pruner.update_(0.0)
@@ -155,7 +185,11 @@ def test_sharing_a_weight_prunes_it_once():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     model[1].weight = model[0].weight
     masks = prune(model, 0.5)
-    assert list(masks) == ["0.weight"] and model[1].weight is model[0].weight and int((model[1].weight == 0).sum()) == 18
+    assert (
+        list(masks) == ["0.weight"]
+        and model[1].weight is model[0].weight
+        and int((model[1].weight == 0).sum()) == 18
+    )
 
 
 def test_two_models_do_not_share_masks():
@@ -182,9 +216,14 @@ def test_state_round_trip_and_refusals():
     pruner.update_(0.7)
     state = pruner.state_dict()
     other.load_state_dict(state)
-    assert all(torch.equal(other.masks[n], pruner.masks[n]) for n in pruner.masks) and other.requested == pruner.requested
+    assert (
+        all(torch.equal(other.masks[n], pruner.masks[n]) for n in pruner.masks)
+        and other.requested == pruner.requested
+    )
     fewer = Pruner(network(), Recipe(0.8, exclude=["7"]))
-    with pytest.raises(ValueError, match=r"but got some for 7.weight: the model, `include` or `exclude` has changed"):
+    with pytest.raises(
+        ValueError, match=r"but got some for 7.weight: the model, `include` or `exclude` has changed"
+    ):
         fewer.load_state_dict(state)
     assert fewer.masks == {}
     state["masks"]["7.weight"]["shape"] = [16, 4]

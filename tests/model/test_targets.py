@@ -46,10 +46,16 @@ def test_default_is_linear_convolution_and_attention_weights():
     ("arguments", "expected"),
     [
         ({"exclude": ["head"]}, DEFAULT[:-1]),
-        ({"exclude": [nn.MultiheadAttention, nn.Conv2d, "head", "*.out_proj"]}, ["up.weight", "blocks.0.weight", "blocks.1.weight"]),
+        (
+            {"exclude": [nn.MultiheadAttention, nn.Conv2d, "head", "*.out_proj"]},
+            ["up.weight", "blocks.0.weight", "blocks.1.weight"],
+        ),
         ({"include": ["blocks"]}, ["blocks.0.weight", "blocks.1.weight"]),
         ({"include": [nn.Embedding, "re:blocks\\.1.*"]}, ["emb.weight", "blocks.1.weight"]),
-        ({"include": ["*"], "exclude": ["blocks", "attn", "cross", "rnn", "conv", "up", "head"]}, ["scale", "emb.weight"]),
+        (
+            {"include": ["*"], "exclude": ["blocks", "attn", "cross", "rnn", "conv", "up", "head"]},
+            ["scale", "emb.weight"],
+        ),
         ({"include": [nn.LSTM]}, ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]),
         ({"include": ["blocks"], "exclude": ["blocks.0"]}, ["blocks.1.weight"]),
     ],
@@ -91,9 +97,18 @@ def test_without_include_only_trained_weights_are_taken():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: select_targets(Zoo(), exclude=["haed"]), r"`exclude` .*'haed'\. Did you mean head.*\? The candidates are"),
-        (lambda: select_targets(Zoo(), include=[nn.Bilinear]), r"`include` has a type that no weight belongs to.*Bilinear"),
-        (lambda: select_targets(nn.BatchNorm1d(3)), "leave nothing to prune in BatchNorm1d.*candidates.*are none"),
+        (
+            lambda: select_targets(Zoo(), exclude=["haed"]),
+            r"`exclude` .*'haed'\. Did you mean head.*\? The candidates are",
+        ),
+        (
+            lambda: select_targets(Zoo(), include=[nn.Bilinear]),
+            r"`include` has a type that no weight belongs to.*Bilinear",
+        ),
+        (
+            lambda: select_targets(nn.BatchNorm1d(3)),
+            "leave nothing to prune in BatchNorm1d.*candidates.*are none",
+        ),
         (lambda: select_targets(nn.LazyLinear(3)), "`weight` is a lazy parameter without a shape"),
     ],
 )

@@ -32,7 +32,7 @@ class Wanda:
 
 @dataclass(frozen=True)
 class MeanActivation:
-    """Quiet neurons go: s_i = mean |a_i| of the layer's output i. Molchanov et al. 2016 (arXiv:1611.06440), section 2.2.
+    """Quiet neurons go: s_i = mean |a_i| of the layer's output i. Molchanov et al. 2016 (arXiv:1611.06440), 2.2.
 
     The absolute value keeps outputs of both signs from cancelling (the paper's come out of a ReLU). Each weight of
     an output gets its score: use it with `granularity=Slice(dim=0)`.

@@ -43,7 +43,9 @@ class Local:
 
     def _mask(self, name: Name, scores: Tensor, sparsity: float) -> Tensor:
         size = scores.numel()
-        return core.keep_top({name: scores}, max(num_kept(size, sparsity), floor_of(self.min_keep, size)))[name]
+        return core.keep_top({name: scores}, max(num_kept(size, sparsity), floor_of(self.min_keep, size)))[
+            name
+        ]
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class LAMP:
         check_min_keep(self.min_keep)
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
-        return Global(self.min_keep)(LazyScores(shapes_of(scores), partial(self._normalised, scores)), sparsity)
+        return Global(self.min_keep)(
+            LazyScores(shapes_of(scores), partial(self._normalised, scores)), sparsity
+        )
 
     @staticmethod
     def _normalised(scores: Scores, name: Name) -> Tensor:
@@ -135,7 +139,9 @@ class LAMP:
         flat = raw.flatten().double()
         gone = flat == -math.inf  # pruned before: below everything, and no part of any sum
         if bool(((flat < 0) & ~gone).any()):
-            raise ValueError(f"`scope` LAMP squares the scores, which are at least 0, but got negative ones for `{name}`.")
+            raise ValueError(
+                f"`scope` LAMP squares the scores, which are at least 0, but got negative ones for `{name}`."
+            )
         squares, order = flat.masked_fill(gone, 0.0).square().sort(descending=True, stable=True)
         larger = squares.cumsum(0)  # the weight itself included
         normalised = squares.new_empty(flat.shape)
