@@ -3,7 +3,7 @@ PYTHON ?= python3
 .PHONY: demo test
 
 demo: .venv/installed  ## set up, then train and prune the embedded digits (CPU, seconds)
-	.venv/bin/python train.py pruning=global_unstructured
+	OMP_NUM_THREADS=1 .venv/bin/python train.py pruning=global_unstructured
 
 test: .venv/installed  ## set up, then run all tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
