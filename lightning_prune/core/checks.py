@@ -103,7 +103,7 @@ def did_you_mean(word: str, candidates: Iterable[str], num_shown: int = 3) -> st
     """Name the candidates nearest to a word that was not found, as the end of an error message.
 
     Example:
-        >>> did_you_mean("net.0.wieght", ["net.0.weight", "head.weight"])
+        >>> did_you_mean("net.0.wieght", ["net.0.weight", "embedding"])
         ' Did you mean net.0.weight?'
     """
     near = difflib.get_close_matches(word, list(candidates), n=num_shown)

@@ -20,7 +20,7 @@ Scores: TypeAlias = "Mapping[Name, Tensor]"
 """Scores of every parameter. It may be lazy: each access computes them anew, so read each name as seldom as you can."""
 Masks: TypeAlias = "dict[Name, Tensor]"
 Criterion: TypeAlias = "Callable[..., Tensor]"
-"""How good is each weight: (*, weight, ...) -> scores of its shape. Its keyword-only arguments declare what it needs."""
+"""How good is each weight: (*, weight, ...) -> scores of its shape. Its keyword-only arguments declare its needs."""
 
 
 class LazyScores(Mapping[Name, "Tensor"]):

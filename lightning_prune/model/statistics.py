@@ -201,7 +201,7 @@ def _finished(kind: str, name: Name, sums: Sequence[_Sum]) -> Tensor:
     if not seen:
         raise ValueError(
             f"`{name}` has no `{kind}`: nothing flowed through {type(sums[0].layout.module).__name__}.forward, which "
-            "was not run, or is not called by what holds it (the output projection of nn.MultiheadAttention). Exclude it."
+            "was not run, or is not called by what holds it (the output projection of MultiheadAttention). Exclude it."
         )
     total = torch.stack([s.total for s in seen if s.total is not None]).sum(0)
     count = torch.tensor(sum(s.count for s in seen), device=total.device)
