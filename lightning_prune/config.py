@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import pkgutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, make_dataclass
 from types import ModuleType, UnionType
 from typing import Any, Union
@@ -31,6 +31,8 @@ AXES = {
     "window": "lightning_prune.core.windows",
 }
 PRIMITIVES = (bool, int, float, str)
+FOR_TYPE_CHECKERS = {"Callable": Callable, "Tensor": Any}
+"""Names in annotations that the modules of the nouns do not import when they run, since torch is one of them."""
 
 
 def nouns(axis: str) -> dict[str, type]:
@@ -67,7 +69,7 @@ def schema(noun: type, target: str, more: Mapping[str, tuple[Any, Any]] | None =
         >>> schema(Polynomial, "lightning_prune.Polynomial")()
         Polynomial(_target_='lightning_prune.Polynomial', _convert_='all', power=3.0)
     """
-    types = typing.get_type_hints(noun)
+    types = typing.get_type_hints(noun, localns=FOR_TYPE_CHECKERS)
     fields: dict[str, tuple[Any, Any]] = {"_target_": (str, target), "_convert_": (str, "all")}
     fields |= {f.name: (_checked_type(types[f.name]), _default(f)) for f in dataclasses.fields(noun)}
     fields |= more or {}
