@@ -129,13 +129,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
     _silence()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
-    weights = torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True)["state_dict"]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SettingsError(
-            f"`model` is the one that was saved in {cfg.ckpt_path}, but got another: {error}"
-        ) from None
+    _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
     trainer = _trainer(cfg)
     trainer.test(model, datamodule=datamodule, verbose=False)
     targets = select_targets(model)
@@ -197,13 +191,14 @@ def as_numbers(metrics: Mapping[str, Any]) -> Metrics:
 
 
 def _silence() -> None:
-    """Keep from the user what tells of nothing to be done about, and each line of the log from coming twice."""
+    """Keep from the user what tells of nothing to be done, and each line of the log from coming twice."""
     warnings.filterwarnings(
         "ignore", ".isinstance.treespec, LeafSpec.. is deprecated", FutureWarning
     )  # lightning 2.6
     warnings.filterwarnings(
         "ignore", "The '.*_dataloader' does not have many workers"
     )  # data in memory needs none
+    warnings.filterwarnings("ignore", "Total length of .list. across ranks is zero")  # data.num_val=0
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra shows and keeps the log
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -215,6 +210,15 @@ def _trainer(cfg: DictConfig) -> L.Trainer:
     callbacks, loggers = (_instantiate_all(cfg.get(group)) for group in ("callbacks", "logger"))
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     return trainer
+
+
+def _load_weights(model: L.LightningModule, checkpoint: Mapping[str, Any], path: str) -> None:
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise SettingsError(
+            f"`model` is the one that was saved in {path}, but got another: {error}"
+        ) from None
 
 
 def _instantiate_all(group: DictConfig | None) -> list[Any]:
