@@ -14,7 +14,7 @@ from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.ramp import Ramp
-from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.schedules import Polynomial
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Criterion, Granularity, Schedule, Scope
@@ -83,7 +83,7 @@ class TrainTimePruning(PruningCallback):
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
-        return {**super().describe(), "schedule": str(self.schedule), "window": str(self.window)}
+        return {**super().describe(), "schedule": as_text(self.schedule), "window": str(self.window)}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the targets, go on from what was loaded, and hook on to the optimizers."""

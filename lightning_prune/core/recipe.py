@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +77,17 @@ class Recipe:
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text, for reports and to notice a change after a resume."""
-        return {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {name: as_text(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def as_text(noun: object) -> str:
+    """Return what a noun prints as, the same in every process: without the address that a plain function prints.
+
+    Example:
+        >>> as_text(Magnitude(p=2)), as_text(len)
+        ('Magnitude(p=2)', '<built-in function len>')
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(noun))
 
 
 def _checked(argument: str, patterns: Any) -> tuple[Any, ...]:
