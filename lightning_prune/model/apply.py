@@ -1,15 +1,13 @@
-"""Masks applied to weights, in place and after every optimizer step: the part of pruning that is always paid for."""
+"""Masks applied to weights, in place, after every optimizer step: the one part of pruning that is always paid for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-CHUNK = (
-    1 << 18
-)  # weights masked at a time on CPU: their part of the mask, widened to the weights' size, stays in cache
+CHUNK = 1 << 19  # weights masked at a time on CPU: their part of the mask, widened, stays in the cache
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -18,12 +16,15 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Set the entries that a mask removes to zero: exactly +0, also where they are infinite or NaN.
 
     Kept entries stay as they are, bit for bit. On CPU the bits of the weights are multiplied by 0 or 1 as integers, in
-    chunks: that is as fast as multiplying by a mask of floats, which would need four times the memory, and four times
-    faster than what torch does with a boolean mask (benchmarks/overhead.py).
+    chunks: about as fast as multiplying by a mask of floats, which would need four times the memory, and two to four
+    times faster than what torch does with a boolean mask (benchmarks/README.md).
 
     Args:
-        tensors: floating-point, of any shape, strides and device.
+        tensors: floating-point, of any shape, strides and device, DTensors as well.
         masks: boolean, one for each tensor, of its shape and on its device.
+
+    Raises:
+        ValueError: a mask is not boolean or not of its tensor's shape; the tensors before it are masked by then.
 
     Example:
         >>> weight = torch.tensor([1.0, -2.0, float("nan")])
@@ -33,12 +34,23 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """
     buffers: dict[torch.dtype, Tensor] = {}
     for tensor, mask in zip(tensors, masks, strict=True):
-        if tensor.device.type == "cpu" and tensor.is_contiguous() and mask.is_contiguous():
+        if mask.dtype != torch.bool or mask.shape != tensor.shape:
+            raise ValueError(
+                f"`masks` are boolean and of their tensors' shapes, but got {mask.dtype} of shape {tuple(mask.shape)} "
+                f"for a tensor of shape {tuple(tensor.shape)}."
+            )
+        if _is_plain(tensor) and tensor.is_contiguous() and mask.is_contiguous():
             integer = INTEGERS[tensor.element_size()]
-            buffer = buffers.setdefault(integer, torch.empty(CHUNK, dtype=integer))
-            _multiply_bits_(tensor.view(-1).view(integer), mask.view(-1).view(torch.uint8), buffer)
+            if integer not in buffers:
+                buffers[integer] = torch.empty(CHUNK, dtype=integer)
+            _multiply_bits_(tensor.view(-1).view(integer), mask.view(-1).view(torch.uint8), buffers[integer])
         else:
-            torch.where(mask, tensor, tensor.new_zeros(()), out=tensor)
+            tensor.masked_fill_(mask.logical_not(), 0.0)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether the bits of a tensor lie here, as those of one on an accelerator or of a DTensor do not."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
 
 
 def _multiply_bits_(bits: Tensor, mask: Tensor, buffer: Tensor) -> None:

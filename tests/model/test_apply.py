@@ -77,3 +77,50 @@ def test_a_backward_through_a_weight_that_was_masked_meanwhile_is_an_error():
 def test_lists_of_unlike_length_are_refused():
     with pytest.raises(ValueError, match="zip"):
         apply_masks_([torch.ones(2)], [])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(2, 3), torch.ones(3, 2, dtype=torch.bool), torch.ones(3, dtype=torch.bool)],
+    ids=["float", "transposed", "row"],
+)
+def test_a_mask_that_does_not_fit_is_an_error(mask):
+    weight = torch.full((2, 3), 2.0)
+    with pytest.raises(
+        ValueError, match=r"`masks` are boolean and of their tensors' shapes, but got .* shape \(2, 3\)"
+    ):
+        apply_masks_([weight], [mask])
+    assert torch.equal(weight, torch.full((2, 3), 2.0))
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_dtensors(mesh, sharded):
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    place = [Shard(0) if sharded else Replicate()]
+    values, mask = (
+        torch.tensor([[1.0, float("nan")], [-3.0, 4.0]]),
+        torch.tensor([[True, False], [True, False]]),
+    )
+    weight = nn.Parameter(distribute_tensor(values, mesh, place))
+    apply_masks_([weight], [distribute_tensor(mask, mesh, place)])
+    assert weight.full_tensor().tolist() == [[1.0, 0.0], [-3.0, 0.0]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_tensors(dtype):
+    values, mask = torch.tensor(SPECIAL, dtype=dtype), torch.arange(len(SPECIAL)) % 2 == 0
+    weight = values.cuda()
+    apply_masks_([weight], [mask.cuda()])
+    assert torch.equal(weight.cpu(), torch.where(mask, values, torch.zeros_like(values)))

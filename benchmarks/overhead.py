@@ -1,0 +1,190 @@
+"""What it costs, per training step, to keep a network 90 % sparse: `python -m benchmarks.overhead`.
+
+All ways of masking train the same network on the same batch in turns, a few steps each, on one thread; the time is
+CPU time. A ratio compares a turn with the turn of plain training in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+from benchmarks.record import facts, quartiles, table, write
+from lightning_prune.core.selection import keep_top
+from lightning_prune.core.types import LazyScores, Masks
+from lightning_prune.examples.networks import MLP, ResNet20
+from lightning_prune.model.apply import apply_masks_
+
+SPARSITY = 0.9
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "lenet": (MLP, (128, 1, 28, 28), 4),
+    "mlp": (lambda: MLP((784, 2048, 2048, 2048, 10)), (32, 1, 28, 28), 4),
+    "resnet": (ResNet20, (64, 3, 32, 32), 1),
+}
+"""Name -> network, shape of a batch, measured steps of a turn."""
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
+    "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4),
+}
+Make = Callable[[nn.Module, Masks, Callable[[nn.Module], torch.optim.Optimizer]], torch.optim.Optimizer]
+
+
+def after_step(mask_: Callable[[list[Tensor], list[Tensor]], Any], dtype: torch.dtype = torch.bool) -> Make:
+    """Mask the weights in place after each step."""
+
+    def make(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
+        parameters = dict(model.named_parameters())
+        weights, kept = [parameters[name] for name in masks], [mask.to(dtype) for mask in masks.values()]
+        optimizer = optimizer_of(model)
+        optimizer.register_step_post_hook(lambda *_: mask_(weights, kept))
+        mask_(weights, kept)
+        return optimizer
+
+    return make
+
+
+@torch.no_grad()
+def foreach(weights: list[Tensor], masks: list[Tensor]) -> None:
+    torch._foreach_mul_(weights, masks)
+
+
+def by_forward_hook(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
+    """torch.nn.utils.prune, which Lightning's ModelPruning calls."""
+    for name, mask in masks.items():
+        prune.custom_from_mask(model.get_submodule(name.rpartition(".")[0]), "weight", mask)
+    return optimizer_of(model)
+
+
+def by_parametrization(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
+    """torch.ao.pruning."""
+    from torch.ao.pruning import WeightNormSparsifier
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sparsifier = WeightNormSparsifier(sparsity_level=0.0)
+        sparsifier.prepare(model, [{"tensor_fqn": name} for name in masks])
+    for name, mask in masks.items():
+        model.get_submodule(name.rpartition(".")[0]).parametrizations["weight"][0].mask = mask.float()
+    return optimizer_of(model)
+
+
+WAYS: dict[str, Make] = {
+    "plain": lambda model, masks, optimizer_of: optimizer_of(model),
+    "ours": after_step(apply_masks_),
+    "torch.nn.utils.prune (ModelPruning)": by_forward_hook,
+    "torch.ao.pruning": by_parametrization,
+    "_foreach_mul_, float masks": after_step(foreach, torch.float32),
+    "_foreach_mul_, bool masks": after_step(foreach),
+}
+
+
+def live_bytes() -> int:
+    """Return the bytes that all tensors in this process hold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
+        grads = [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors + grads)}
+    return sum(storages.values())
+
+
+def magnitude_masks(model: nn.Module) -> Masks:
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
+    scores = LazyScores(
+        {name: tuple(w.shape) for name, w in weights.items()}, lambda name: weights[name].abs()
+    )
+    total = sum(w.numel() for w in weights.values())
+    return keep_top(scores, total - round(SPARSITY * total))
+
+
+def build(network: str, way: str, optimizer: str, seed: int) -> tuple[Callable[[], None], nn.Module, int]:
+    """Return a function that makes one step, its model, and the bytes that training so holds."""
+    make_model, shape, _ = NETWORKS[network]
+    gc.collect()
+    before = live_bytes()
+    torch.manual_seed(seed)
+    model, inputs, labels = make_model(), torch.randn(shape), torch.randint(10, shape[:1])
+    stepper = WAYS[way](model, magnitude_masks(model), OPTIMIZERS[optimizer])
+
+    def step() -> None:
+        stepper.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        stepper.step()
+
+    step()
+    return step, model, live_bytes() - before
+
+
+def sparsity(model: nn.Module) -> float:
+    """Return the sparsity of the weights that a forward pass sees."""
+    layers = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return sum(int((w == 0).sum()) for w in layers) / sum(w.numel() for w in layers)
+
+
+def measure(network: str, optimizer: str, num_rounds: int, seed: int) -> dict[str, Any]:
+    num_steps = NETWORKS[network][2]
+    built = {way: build(network, way, optimizer, seed) for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(num_rounds):
+        order = list(WAYS) if number % 2 else list(reversed(WAYS))
+        for way in order:
+            step = built[way][0]
+            step()  # brings the way's tensors back into the cache
+            start = time.process_time()
+            for _ in range(num_steps):
+                step()
+            times[way].append((time.process_time() - start) / num_steps)
+    rows = {}
+    for way, (_, model, num_bytes) in built.items():
+        assert way == "plain" or abs(sparsity(model) - SPARSITY) < 1e-3, way
+        ratios = quartiles([ours / plain for ours, plain in zip(times[way], times["plain"], strict=True)])
+        rows[way] = {"seconds": quartiles(times[way]), "ratio": ratios, "live_bytes": num_bytes}
+    return {
+        "network": network,
+        "optimizer": optimizer,
+        "rounds": num_rounds,
+        "steps_per_turn": num_steps,
+        "ways": rows,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    record = facts(args.seed) | {"sparsity": SPARSITY, "runs": []}
+    for network in args.networks:
+        for optimizer in args.optimizers:
+            run = measure(network, optimizer, args.rounds, args.seed)
+            record["runs"].append(run)
+            print(f"\n{network}, {optimizer}, batch {NETWORKS[network][1][0]}, {args.rounds} rounds")
+            print(table([show(way, row) for way, row in run["ways"].items()]), flush=True)
+    print(f"\n{write('overhead', record).name}")
+
+
+def show(way: str, row: dict[str, Any]) -> dict[str, str]:
+    (_, seconds, _), (low, ratio, high) = row["seconds"], row["ratio"]
+    return {
+        "way": way,
+        "ms a step": f"{seconds * 1e3:.2f}",
+        "ratio to plain": f"{ratio:.3f}",
+        "quartiles": f"{low:.3f} – {high:.3f}",
+        "live MB": f"{row['live_bytes'] / 1e6:.1f}",
+    }
+
+
+if __name__ == "__main__":
+    main()

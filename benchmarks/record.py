@@ -1,0 +1,51 @@
+"""What the benchmarks share: facts of a run, medians and quartiles, plain tables, dated results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def facts(seed: int) -> dict[str, Any]:
+    """Return when, how and with what a run was made; of the machine only what says how to read its figures."""
+    versions = {name: metadata.version(name) for name in ("torch", "lightning")}
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", "benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "seed": seed,
+        "versions": {"python": platform.python_version()} | versions,
+        "machine": {"cores": os.cpu_count(), "architecture": platform.machine(), "threads": 1},
+    }
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """Return rows as a Markdown table."""
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([row[key] for key in head] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(name: str, record: dict[str, Any]) -> Path:
+    """Write a run's record to `benchmarks/results`, under its name and time."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{record['date'][:16].replace(':', '')}-{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
