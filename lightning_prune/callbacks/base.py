@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_prune.callbacks.monitor import SparsityMonitor
-from lightning_prune.callbacks.random_state import collect, restore
+from lightning_prune.callbacks.random_state import RandomState
 from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.model.pruning import Pruner
 
 STATE_VERSION = 1
-RANDOM = "random"
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
@@ -42,8 +40,6 @@ class PruningCallback(L.Callback):
         self.metrics_after: dict[str, float] = {}
         self.path: str | None = None
         self._loaded: dict[str, Any] | None = None
-        self._random: dict[str, Any] | None = None
-        self._place: Tensor | None = None
 
     @property
     def state_key(self) -> str:
@@ -75,17 +71,20 @@ class PruningCallback(L.Callback):
         self._arrange(trainer, pl_module, stage)
 
     def _arrange(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Order the callbacks: those that average, pruning, the monitor, checkpoints.
+        """Add what goes with pruning, and order the callbacks: those that average, pruning, the monitor, checkpoints.
 
         Lightning walks the list at this moment, so a new one takes its place.
         """
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if self.report and stage == "fit" and not any(isinstance(cb, SparsityMonitor) for cb in callbacks):
-            callbacks = [*callbacks, monitor := SparsityMonitor()]
-            monitor.setup(trainer, pl_module, stage)
+        wanted = (RandomState, SparsityMonitor) if self.report and stage == "fit" else (RandomState,)
+        for kind in wanted:
+            if not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks = [*callbacks, added := kind()]
+                added.setup(trainer, pl_module, stage)
         late = (PruningCallback, SparsityMonitor, Checkpoint)
         others = [cb for cb in callbacks if not isinstance(cb, late)]
-        trainer.callbacks = others + [cb for kind in late for cb in callbacks if isinstance(cb, kind)]  # type: ignore[attr-defined]
+        ordered = others + [cb for kind in late for cb in callbacks if isinstance(cb, kind)]
+        trainer.callbacks = ordered  # type: ignore[attr-defined]
 
     def _update_(self, fraction: float, **when: Any) -> None:
         """Let the pruner compute and apply new masks, and write down what came of it."""
@@ -97,16 +96,10 @@ class PruningCallback(L.Callback):
             {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
         )
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the random state, on every rank, so that dropout goes on as well."""
-        checkpoint["callbacks"].setdefault(self.state_key, {})[RANDOM] = collect(trainer)
-
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore the random state, and refuse to resume a run whose masks would be forgotten.
+        """Refuse to resume a run whose masks would be forgotten.
 
         Raises:
             ValueError: the checkpoint holds the state of a callback like this one with other targets.
@@ -119,26 +112,6 @@ class PruningCallback(L.Callback):
                 f"`include` and `exclude` are those of the run that is resumed, {others}, but got {self.state_key!r}: "
                 "its masks would be lost."
             )
-        self._random = states.get(self.state_key, {}).get(RANDOM)
-        if trainer.training and self._random is not None:
-            restore(trainer, self._random)  # the next epoch draws its order from here
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Note where training is in its random numbers."""
-        self._place = torch.get_rng_state()
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go back to that place: a run that is resumed between the two has not drawn what validation draws."""
-        if self._place is not None and not trainer.sanity_checking:
-            torch.set_rng_state(self._place)
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Restore the random state once more where a run goes on within an epoch: finding its place drew from it."""
-        if self._random is not None and batch_idx > 0:
-            restore(trainer, self._random)
-        self._random = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, updates and nouns, safe under `torch.load(weights_only=True)`."""

@@ -120,11 +120,8 @@ class TrainTimePruning(PruningCallback):
         if not self._pruner.statistics.activations:
             self._update_if_due()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Watch activations where an update is near; at other times no hook is set."""
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._is_counted = False
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
             self._watching.enter_context(self._pruner.statistics.watch())
@@ -149,7 +146,6 @@ class TrainTimePruning(PruningCallback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Mask averaged copies of the weights, and log the sparsity where it is news."""
-        super().on_train_batch_end(trainer, pl_module)
         self._mask_averages_(trainer)
         if self._is_news:
             achieved = self.updates[-1]["achieved"] if self.updates else 0.0
