@@ -1,11 +1,13 @@
 """Exact selection of the best k of n scores that lie in many tensors, without sorting or concatenating them.
 
-Floats of one sign are ordered as their bits are, so a float can be turned into an integer key of the same order. The
-k-th largest key is found digit by digit, 16 bits at a time: a pass over the scores makes a histogram of the digit
-among the keys that begin with the digits found so far (two passes for float32, four for float64). What is held beside
-the scores of one tensor is a histogram and a chunk.
+Floats are read as integer keys of the same order. A pass over the scores counts those above a bracket of keys, and in
+each bin of the bracket; that tells which part holds the k-th largest: a bin, or what lies above or below the bracket.
+The next pass looks there, until one key is left. The first bracket is guessed from a sample: a good guess makes one
+pass enough (for float32), a bad one costs two more, and the answer is exact either way. What is held beside the scores
+of one tensor is a histogram and a chunk.
 
-Histograms of several shards may be added up, so the same passes would give the exact answer over all of them.
+Counts of several shards may be added up: what `_count` returns, summed over all of them, and the same first bracket
+give each of them the exact answer for the whole.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_prune.core.keys import Bracket, key_of, keys_of, value_of
 from lightning_prune.core.types import Masks, Name, Scores, shapes_of
 
 CHUNK = 1 << 18  # scores read at a time on CPU: they stay in cache between one operation and the next
-DIGIT_BITS = 16
+NUM_SAMPLES = 1 << 17
+MARGIN = 4.0  # of the bracket around the sample's estimate, in standard deviations
 
 
 def keep_top(scores: Scores, num_keep: int) -> Masks:
@@ -29,7 +33,8 @@ def keep_top(scores: Scores, num_keep: int) -> Masks:
     Among equal scores the lower (tensor in the order of the mapping, flat index) is kept; +0 and -0 are equal.
 
     Args:
-        scores: floating-point tensors of any shape, on any device; each is read once more than there are digits.
+        scores: floating-point tensors of any shape, on any device; each is read three times where the first bracket
+            holds the k-th score of float32 or less, and about twice more for float64 or where it does not.
         num_keep: from 0 to the number of all scores.
 
     Raises:
@@ -45,7 +50,7 @@ def keep_top(scores: Scores, num_keep: int) -> Masks:
         raise ValueError(f"`num_keep` is a number of scores, in [0, {total}], but got {num_keep}.")
     if num_keep in (0, total):
         return {name: _constant(name, scores[name], num_keep > 0) for name in scores}
-    return _masks(scores, _find_cut(scores, num_keep))
+    return _masks(scores, _find_cut(scores, num_keep, total))
 
 
 def keep_top_rows(scores: Tensor, num_keep: int) -> Tensor:
@@ -79,50 +84,73 @@ def keep_top_rows(scores: Tensor, num_keep: int) -> Tensor:
 class _Cut:
     """Scores above `threshold` are kept, and of the `num_equal` scores equal to it the first `num_ties`."""
 
-    threshold: Tensor
+    threshold: float
+    dtype: torch.dtype
     num_ties: int
     num_equal: int
 
 
-def _find_cut(scores: Scores, num_keep: int, dtype: torch.dtype = torch.float32) -> _Cut:
-    """Find the `num_keep`-th largest score, one digit of its key after the other; 0 < `num_keep` <= all scores."""
-    base, found, left = -(1 << (DIGIT_BITS - 1)), None, num_keep
-    for shift in range(torch.finfo(dtype).bits - DIGIT_BITS, -1, -DIGIT_BITS):
-        histogram = torch.zeros(1 << DIGIT_BITS, dtype=torch.int64)
-        for name in scores:
-            tensor = scores[name]
-            if tensor.dtype == torch.float64 and dtype != torch.float64:
-                return _find_cut(scores, num_keep, torch.float64)
-            if found is None:
-                _check_nan(name, tensor)
-            for chunk in _chunks(tensor):
-                keys = _keys(chunk, dtype)
-                if found is not None:
-                    keys = keys[keys >> (shift + DIGIT_BITS) == found]
-                histogram += torch.bincount((keys >> shift) - base, minlength=histogram.numel()).cpu()
-        from_top = histogram.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_top, torch.tensor(left)))
-        num_equal = int(histogram[-1 - place])
-        left -= int(from_top[place]) - num_equal
-        found = base + histogram.numel() - 1 - place
-        base = found << DIGIT_BITS
-    assert found is not None
-    return _Cut(_value(found, dtype), left, num_equal)
+def _find_cut(scores: Scores, num_keep: int, total: int) -> _Cut:
+    """Find the `num_keep`-th largest score, 0 < `num_keep` < `total`."""
+    stride = max(1, total // NUM_SAMPLES)
+    sample, dtype = _sample(scores, stride)
+    bounds = Bracket(key_of(-math.inf, dtype), key_of(math.inf, dtype))
+    bracket = _guess(sample, num_keep, stride, bounds, dtype)
+    while True:
+        num_above, histogram = _count(scores, bracket, dtype)
+        from_top = histogram.flip(0).cumsum(0) + num_above
+        if num_keep <= num_above:
+            bounds = bracket = Bracket(bracket.high + 1, bounds.high)
+        elif num_keep > int(from_top[-1]):
+            bounds = bracket = Bracket(bounds.low, bracket.low - 1)
+        else:
+            place = int(torch.searchsorted(from_top, num_keep))
+            num_equal = int(histogram[-1 - place])
+            bounds = bracket = bracket.bin(len(histogram) - 1 - place)
+            if bracket.low == bracket.high:
+                num_ties = num_keep - int(from_top[place]) + num_equal
+                return _Cut(value_of(bracket.low, dtype), dtype, num_ties, num_equal)
 
 
-def _keys(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn floats into integers of the same order: the bits of negative ones, which run backwards, are flipped."""
-    integer = torch.int64 if dtype == torch.float64 else torch.int32
-    bits = torch.add(values.to(dtype), 0.0).view(integer)  # + 0.0 makes one zero of the two
-    signs = bits >> (torch.iinfo(integer).bits - 1)
-    return bits.bitwise_xor_(signs.bitwise_and_(torch.iinfo(integer).max))
+def _sample(scores: Scores, stride: int) -> tuple[Tensor, torch.dtype]:
+    """Return every `stride`-th score of all, descending, and the dtype that holds each score exactly."""
+    parts, start, dtype = list[Tensor](), 0, torch.float32
+    for name in scores:
+        tensor = scores[name]
+        _check_nan(name, tensor)
+        dtype = torch.promote_types(dtype, tensor.dtype)
+        parts.append(tensor.reshape(-1)[start::stride].to("cpu", torch.float64, copy=True))
+        start = (start - tensor.numel()) % stride
+    return torch.cat(parts).sort(descending=True).values, dtype
 
 
-def _value(key: int, dtype: torch.dtype) -> Tensor:
-    """Turn a key back into the float."""
-    integer = torch.int64 if dtype == torch.float64 else torch.int32
-    bits = torch.tensor(key, dtype=integer)
-    return (bits ^ (bits >> (torch.iinfo(integer).bits - 1) & torch.iinfo(integer).max)).view(dtype)
+def _guess(sample: Tensor, num_keep: int, stride: int, bounds: Bracket, dtype: torch.dtype) -> Bracket:
+    """Guess where the `num_keep`-th largest score lies: around its rank in the sample, which is exact at stride 1."""
+    rank = num_keep / stride
+    margin = 1 + MARGIN * math.sqrt(rank * max(0.0, 1 - rank / len(sample))) if stride > 1 else 0
+    first, last = math.floor(rank - margin) - 1, math.ceil(rank + margin) - 1
+    low = key_of(float(sample[last]), dtype) if last < len(sample) else bounds.low
+    high = key_of(float(sample[first]), dtype) if first >= 0 else bounds.high
+    return Bracket(low, high)
+
+
+def _count(scores: Scores, bracket: Bracket, dtype: torch.dtype) -> tuple[int, Tensor]:
+    """Count the scores above a bracket, and those in each of its bins."""
+    num_above, histogram = 0, torch.zeros(bracket.num_bins, dtype=torch.int64)
+    low, high = value_of(bracket.low, dtype), value_of(bracket.high, dtype)
+    for name in scores:
+        for chunk in _chunks(scores[name]):
+            values = chunk.to(dtype)
+            above, inside = values > high, values >= low
+            num_above += int(torch.count_nonzero(above))
+            inside ^= above
+            histogram = histogram.to(values.device)
+            if bracket.low == bracket.high:
+                histogram += torch.count_nonzero(inside)
+            else:
+                bins = bracket.bins_of(keys_of(values[inside]))
+                histogram.scatter_add_(0, bins, torch.ones_like(bins))
+    return num_above, histogram.cpu()
 
 
 def _masks(scores: Scores, cut: _Cut) -> Masks:
@@ -131,9 +159,9 @@ def _masks(scores: Scores, cut: _Cut) -> Masks:
     for name in scores:
         tensor = scores[name]
         masks[name] = torch.empty(tensor.shape, dtype=torch.bool, device=tensor.device)
-        threshold = cut.threshold.to(tensor.device)
+        threshold = torch.tensor(cut.threshold, dtype=cut.dtype, device=tensor.device)
         for chunk, marks in zip(_chunks(tensor), _chunks(masks[name]), strict=True):
-            values = chunk.to(threshold.dtype)
+            values = chunk.to(cut.dtype)
             compare(values, threshold, out=marks)
             if compare is torch.gt and left:
                 ties = (values == threshold).nonzero().view(-1)[:left]

@@ -1,6 +1,7 @@
 """Exact selection against a stable sort, for every float dtype and every awkward value."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune.core import selection
+from lightning_prune.core import keys, selection
 from lightning_prune.core.selection import keep_top, keep_top_rows
 from lightning_prune.core.types import LazyScores
 
@@ -111,15 +112,76 @@ def test_strides_do_not_matter():
         assert torch.equal(keep_top({"a": same}, 50)["a"], expected)
 
 
-def test_lazy_scores_are_read_as_often_as_there_are_digits_and_once_more():
-    reads = []
+def counted(tensors):
+    """Lazy scores, the list of names that were read, and the largest number of score tensors alive at one time."""
+    reads, alive, most = [], weakref.WeakSet(), [0]
 
     def compute(name):
         reads.append(name)
-        return torch.arange(10.0)
+        scores = tensors[name].clone()
+        alive.add(scores)
+        most[0] = max(most[0], len(alive))
+        return scores
 
-    keep_top(LazyScores({"a": (10,), "b": (10,)}, compute), 7)
-    assert reads == ["a", "b"] * 3
+    return LazyScores({name: tuple(t.shape) for name, t in tensors.items()}, compute), reads, most
+
+
+def test_lazy_scores_are_read_three_times():
+    """Once for a sample, once to count, once for the mask."""
+    scores, reads, most = counted({"a": torch.arange(10.0), "b": torch.arange(10.0)})
+    keep_top(scores, 7)
+    assert reads == ["a", "b"] * 3 and most[0] <= 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_reads"), [(torch.float32, 3), (torch.bfloat16, 3), (torch.float64, 5)], ids=str
+)
+def test_a_sample_is_as_good_as_all_scores(dtype, num_reads, monkeypatch):
+    monkeypatch.setattr(selection, "NUM_SAMPLES", 1 << 14)
+    draw = torch.Generator().manual_seed(0)
+    tensors = {f"w{i}": torch.randn(100, 300, generator=draw).to(dtype) for i in range(10)}
+    scores, reads, most = counted(tensors)
+    masks = keep_top(scores, 30_000)
+    assert np.array_equal(kept(masks), by_sorting(tensors, 30_000))
+    assert len(reads) == 10 * num_reads and most[0] <= 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sampled", [3.0, -3.0, 0.0, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_a_sample_that_misleads_costs_reads_only(dtype, sampled, share, monkeypatch):
+    """Every score that the sample sees is the same, and the others are above, below or on both sides of it."""
+    monkeypatch.setattr(selection, "NUM_SAMPLES", 100)
+    values = torch.randn(6000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[::60] = sampled
+    scores, reads, _ = counted({"a": values[:2011].clone(), "b": values[2011:].clone()})
+    num_keep = round(share * 6000)
+    masks = keep_top(scores, num_keep)
+    assert np.array_equal(kept(masks), by_sorting({"all": values}, num_keep))
+    assert len(reads) <= 2 * (8 if dtype == torch.float64 else 6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(
+    rows=tensors,
+    share=st.floats(0, 1),
+    repeat=st.integers(1, 9),
+    num_samples=st.integers(1, 9),
+    bits=st.integers(1, 20),
+)
+@settings(max_examples=100)
+def test_any_sample_and_any_number_of_bins_give_the_same(dtype, rows, share, repeat, num_samples, bits):
+    scores = {
+        f"w{i}": torch.tensor(row * repeat, dtype=torch.float64).to(dtype) for i, row in enumerate(rows)
+    }
+    num_keep = round(share * repeat * sum(map(len, rows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "NUM_SAMPLES", num_samples)
+        patch.setattr(selection, "MARGIN", 0.5)
+        patch.setattr(selection, "CHUNK", 7)
+        patch.setattr(keys, "BIN_BITS", bits)
+        masks = keep_top(scores, num_keep)
+    assert np.array_equal(kept(masks), by_sorting(scores, num_keep))
 
 
 def test_nothing_and_everything():
