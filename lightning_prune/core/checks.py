@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def check_number(name: str, value: object, what: str = "a number") -> float:
@@ -99,12 +99,15 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     return str(value)
 
 
-def did_you_mean(word: str, candidates: Iterable[str], num_shown: int = 3) -> str:
+def did_you_mean(word: str, candidates: Iterable[str] | Mapping[str, str], num_shown: int = 3) -> str:
     """Name the candidates nearest to a word that was not found, as the end of an error message.
+
+    A mapping says what is shown for each candidate.
 
     Example:
         >>> did_you_mean("net.0.wieght", ["net.0.weight", "embedding"])
         ' Did you mean net.0.weight?'
     """
     near = difflib.get_close_matches(word, list(candidates), n=num_shown)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    shown = dict.fromkeys(candidates[name] if isinstance(candidates, Mapping) else name for name in near)
+    return f" Did you mean {' or '.join(shown)}?" if near else ""

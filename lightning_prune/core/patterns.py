@@ -69,8 +69,10 @@ def check_match(argument: str, pattern: str, names: Iterable[str]) -> None:
     known = list(names)
     if not any(matches(pattern, name) for name in known):
         paths = [path for name in known for path in accumulate(name.split("."), "{}.{}".format)]
+        by_last_part = {path.rpartition(".")[2]: path for path in reversed(paths)}
+        near = did_you_mean(pattern, by_last_part | {path: path for path in paths})
         raise ValueError(
-            f"`{argument}` has a pattern that matches no weight: {pattern!r}.{did_you_mean(pattern, paths)} "
+            f"`{argument}` has a pattern that matches no weight: {pattern!r}.{near} "
             f"The candidates are {listed(known)}."
         )
 

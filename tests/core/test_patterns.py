@@ -31,6 +31,8 @@ def test_no_match_names_the_nearest_and_all_candidates():
         ValueError, match=r"`exclude` .* 'encodr'\. Did you mean encoder.* The candidates are encoder.0"
     ):
         check_match("exclude", "encodr", NAMES)
+    with pytest.raises(ValueError, match=r"'attnn'\. Did you mean encoder\.0\.attn\?"):  # by its last part
+        check_match("exclude", "attnn", NAMES)
 
 
 @pytest.mark.parametrize("bad", ["head", [""], [3], ["re:("]])
