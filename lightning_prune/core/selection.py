@@ -2,9 +2,8 @@
 
 Floats are read as integer keys of the same order. A pass over the scores counts those above a bracket of keys, and in
 each bin of the bracket; that tells which part holds the k-th largest: a bin, or what lies above or below the bracket.
-The next pass looks there, until one key is left. The first bracket is guessed from a sample: a good guess makes one
-pass enough (for float32), a bad one costs two more, and the answer is exact either way. What is held beside the scores
-of one tensor is a histogram and a chunk.
+The next pass looks there, until one key is left. The first bracket is guessed from a sample: a bad guess costs passes,
+and the answer is exact either way. What is held beside the scores of one tensor is a histogram and a chunk.
 
 Counts of several shards may be added up: what `_count` returns, summed over all of them, and the same first bracket
 give each of them the exact answer for the whole.
@@ -116,12 +115,17 @@ def _sample(scores: Scores, stride: int) -> tuple[Tensor, torch.dtype]:
     """Return every `stride`-th score of all, descending, and the dtype that holds each score exactly."""
     parts, start, dtype = list[Tensor](), 0, torch.float32
     for name in scores:
-        tensor = scores[name]
-        _check_nan(name, tensor)
-        dtype = torch.promote_types(dtype, tensor.dtype)
-        parts.append(tensor.reshape(-1)[start::stride].to("cpu", torch.float64, copy=True))
-        start = (start - tensor.numel()) % stride
+        part, size = _sample_one(name, scores[name], start, stride)
+        dtype = torch.promote_types(dtype, part.dtype)
+        parts.append(part.double())
+        start = (start - size) % stride
     return torch.cat(parts).sort(descending=True).values, dtype
+
+
+def _sample_one(name: Name, tensor: Tensor, start: int, stride: int) -> tuple[Tensor, int]:
+    # a function of its own, as others below: when it returns, the scores are gone before the next ones are computed
+    _check_nan(name, tensor)
+    return tensor.reshape(-1)[start::stride].to("cpu", copy=True), tensor.numel()
 
 
 def _guess(sample: Tensor, num_keep: int, stride: int, bounds: Bracket, dtype: torch.dtype) -> Bracket:
@@ -130,44 +134,49 @@ def _guess(sample: Tensor, num_keep: int, stride: int, bounds: Bracket, dtype: t
     margin = 1 + MARGIN * math.sqrt(rank * max(0.0, 1 - rank / len(sample))) if stride > 1 else 0
     first, last = math.floor(rank - margin) - 1, math.ceil(rank + margin) - 1
     low = key_of(float(sample[last]), dtype) if last < len(sample) else bounds.low
-    high = key_of(float(sample[first]), dtype) if first >= 0 else bounds.high
-    return Bracket(low, high)
+    return Bracket(low, key_of(float(sample[first]), dtype) if first >= 0 else bounds.high)
 
 
 def _count(scores: Scores, bracket: Bracket, dtype: torch.dtype) -> tuple[int, Tensor]:
     """Count the scores above a bracket, and those in each of its bins."""
-    num_above, histogram = 0, torch.zeros(bracket.num_bins, dtype=torch.int64)
-    low, high = value_of(bracket.low, dtype), value_of(bracket.high, dtype)
-    for name in scores:
-        for chunk in _chunks(scores[name]):
-            values = chunk.to(dtype)
-            above, inside = values > high, values >= low
-            num_above += int(torch.count_nonzero(above))
-            inside ^= above
-            histogram = histogram.to(values.device)
-            if bracket.low == bracket.high:
-                histogram += torch.count_nonzero(inside)
-            else:
-                bins = bracket.bins_of(keys_of(values[inside]))
-                histogram.scatter_add_(0, bins, torch.ones_like(bins))
-    return num_above, histogram.cpu()
+    histogram = torch.zeros(bracket.num_bins, dtype=torch.int64)
+    return sum(_count_one(scores[name], bracket, dtype, histogram) for name in scores), histogram
+
+
+def _count_one(tensor: Tensor, bracket: Bracket, dtype: torch.dtype, histogram: Tensor) -> int:
+    """Return how many scores are above the bracket; add those inside to the histogram."""
+    num_above, low, high = 0, value_of(bracket.low, dtype), value_of(bracket.high, dtype)
+    for values in _chunks(tensor, dtype):
+        above, inside = values > high, values >= low
+        num_above += int(torch.count_nonzero(above))
+        inside ^= above
+        if bracket.low == bracket.high:
+            histogram += torch.count_nonzero(inside).cpu()
+        else:
+            bins = bracket.bins_of(keys_of(values[inside])).cpu()
+            histogram.scatter_add_(0, bins, torch.ones_like(bins))
+    return num_above
 
 
 def _masks(scores: Scores, cut: _Cut) -> Masks:
     left, masks = cut.num_ties, dict[Name, Tensor]()
-    compare = torch.ge if cut.num_ties == cut.num_equal else torch.gt
     for name in scores:
-        tensor = scores[name]
-        masks[name] = torch.empty(tensor.shape, dtype=torch.bool, device=tensor.device)
-        threshold = torch.tensor(cut.threshold, dtype=cut.dtype, device=tensor.device)
-        for chunk, marks in zip(_chunks(tensor), _chunks(masks[name]), strict=True):
-            values = chunk.to(cut.dtype)
-            compare(values, threshold, out=marks)
-            if compare is torch.gt and left:
-                ties = (values == threshold).nonzero().view(-1)[:left]
-                marks[ties] = True
-                left -= ties.numel()
+        masks[name], left = _mask_one(scores[name], cut, left)
     return masks
+
+
+def _mask_one(tensor: Tensor, cut: _Cut, left: int) -> tuple[Tensor, int]:
+    """Return a mask with the first `left` ties kept, and how many are left then."""
+    mask = torch.empty(tensor.shape, dtype=torch.bool, device=tensor.device)
+    compare = torch.ge if cut.num_ties == cut.num_equal else torch.gt
+    threshold = torch.tensor(cut.threshold, dtype=cut.dtype, device=tensor.device)
+    for values, marks in zip(_chunks(tensor, cut.dtype), _chunks(mask, torch.bool), strict=True):
+        compare(values, threshold, out=marks)
+        if compare is torch.gt and left:
+            ties = (values == threshold).nonzero().view(-1)[:left]
+            marks[ties] = True
+            left -= ties.numel()
+    return mask, left
 
 
 def _constant(name: Name, scores: Tensor, value: bool) -> Tensor:
@@ -175,10 +184,11 @@ def _constant(name: Name, scores: Tensor, value: bool) -> Tensor:
     return torch.full(scores.shape, value, dtype=torch.bool, device=scores.device)
 
 
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield a tensor in flat pieces: of `CHUNK` scores on CPU, whole elsewhere."""
+def _chunks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield a tensor in flat pieces of a dtype: of `CHUNK` entries on CPU, whole elsewhere."""
     flat = tensor.reshape(-1)
-    yield from torch.split(flat, CHUNK) if flat.device.type == "cpu" else (flat,)
+    for part in torch.split(flat, CHUNK) if flat.device.type == "cpu" else (flat,):
+        yield part.to(dtype)
 
 
 def _check_nan(name: Name, tensor: Tensor) -> None:
