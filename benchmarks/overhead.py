@@ -11,6 +11,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,9 +45,15 @@ def after_step(mask_: Callable[[list[Tensor], list[Tensor]], Any], dtype: torch.
     def make(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
         parameters = dict(model.named_parameters())
         weights, kept = [parameters[name] for name in masks], [mask.to(dtype) for mask in masks.values()]
+
+        def timed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            start = time.process_time()
+            mask_(weights, kept)
+            optimizer.masking.append(time.process_time() - start)
+
         optimizer = optimizer_of(model)
-        optimizer.register_step_post_hook(lambda *_: mask_(weights, kept))
-        mask_(weights, kept)
+        optimizer.masking = []
+        optimizer.register_step_post_hook(timed)
         return optimizer
 
     return make
@@ -106,8 +113,17 @@ def magnitude_masks(model: nn.Module) -> Masks:
     return keep_top(scores, total - round(SPARSITY * total))
 
 
-def build(network: str, way: str, optimizer: str, seed: int) -> tuple[Callable[[], None], nn.Module, int]:
-    """Return a function that makes one step, its model, and the bytes that training so holds."""
+@dataclass
+class Built:
+    """A network in training: a function that makes one step, and the bytes that its tensors hold."""
+
+    step: Callable[[], None]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    live_bytes: int
+
+
+def build(network: str, way: str, optimizer: str, seed: int) -> Built:
     make_model, shape, _ = NETWORKS[network]
     gc.collect()
     before = live_bytes()
@@ -121,7 +137,7 @@ def build(network: str, way: str, optimizer: str, seed: int) -> tuple[Callable[[
         stepper.step()
 
     step()
-    return step, model, live_bytes() - before
+    return Built(step, model, stepper, live_bytes() - before)
 
 
 def sparsity(model: nn.Module) -> float:
@@ -137,24 +153,27 @@ def measure(network: str, optimizer: str, num_rounds: int, seed: int) -> dict[st
     for number in range(num_rounds):
         order = list(WAYS) if number % 2 else list(reversed(WAYS))
         for way in order:
-            step = built[way][0]
+            step = built[way].step
             step()  # brings the way's tensors back into the cache
             start = time.process_time()
             for _ in range(num_steps):
                 step()
             times[way].append((time.process_time() - start) / num_steps)
-    rows = {}
-    for way, (_, model, num_bytes) in built.items():
-        assert way == "plain" or abs(sparsity(model) - SPARSITY) < 1e-3, way
-        ratios = quartiles([ours / plain for ours, plain in zip(times[way], times["plain"], strict=True)])
-        rows[way] = {"seconds": quartiles(times[way]), "ratio": ratios, "live_bytes": num_bytes}
-    return {
-        "network": network,
-        "optimizer": optimizer,
-        "rounds": num_rounds,
-        "steps_per_turn": num_steps,
-        "ways": rows,
-    }
+    rows = {way: result(way, ready, times[way], times["plain"]) for way, ready in built.items()}
+    facts_of_run = {"network": network, "optimizer": optimizer, "rounds": num_rounds}
+    return facts_of_run | {"steps_per_turn": num_steps, "ways": rows}
+
+
+def result(way: str, built: Built, times: list[float], plain: list[float]) -> dict[str, Any]:
+    assert way == "plain" or abs(sparsity(built.model) - SPARSITY) < 1e-3, way
+    ratios = [ours / theirs for ours, theirs in zip(times, plain, strict=True)]
+    row = {"seconds": quartiles(times), "ratio": quartiles(ratios), "live_bytes": built.live_bytes}
+    if masking := getattr(built.optimizer, "masking", None):
+        row |= {
+            "masking": quartiles(masking),
+            "masking_to_plain": quartiles(masking)[1] / quartiles(plain)[1],
+        }
+    return row
 
 
 def main() -> None:
@@ -182,6 +201,7 @@ def show(way: str, row: dict[str, Any]) -> dict[str, str]:
         "ms a step": f"{seconds * 1e3:.2f}",
         "ratio to plain": f"{ratio:.3f}",
         "quartiles": f"{low:.3f} – {high:.3f}",
+        "of it masking itself": f"{row['masking_to_plain']:.3f}" if "masking" in row else "–",
         "live MB": f"{row['live_bytes'] / 1e6:.1f}",
     }
 

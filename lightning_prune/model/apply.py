@@ -32,18 +32,15 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         >>> weight
         tensor([1., 0., 0.])
     """
-    buffers: dict[torch.dtype, Tensor] = {}
     for tensor, mask in zip(tensors, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != tensor.shape:
             raise ValueError(
                 f"`masks` are boolean and of their tensors' shapes, but got {mask.dtype} of shape {tuple(mask.shape)} "
                 f"for a tensor of shape {tuple(tensor.shape)}."
             )
-        if _is_plain(tensor) and tensor.is_contiguous() and mask.is_contiguous():
+        if _is_plain(tensor):
             integer = INTEGERS[tensor.element_size()]
-            if integer not in buffers:
-                buffers[integer] = torch.empty(CHUNK, dtype=integer)
-            _multiply_bits_(tensor.view(-1).view(integer), mask.view(-1).view(torch.uint8), buffers[integer])
+            _multiply_bits_(tensor.view(integer), mask.view(torch.uint8))
         else:
             tensor.masked_fill_(mask.logical_not(), 0.0)
 
@@ -53,8 +50,10 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
 
 
-def _multiply_bits_(bits: Tensor, mask: Tensor, buffer: Tensor) -> None:
-    for some_bits, some_mask in zip(torch.split(bits, CHUNK), torch.split(mask, CHUNK), strict=True):
-        factor = buffer[: some_mask.numel()]
-        factor.copy_(some_mask)
-        some_bits.mul_(factor)
+def _multiply_bits_(bits: Tensor, mask: Tensor) -> None:
+    if bits.numel() <= CHUNK:
+        bits.mul_(mask.to(bits.dtype))
+        return
+    length = max(1, CHUNK * len(bits) // bits.numel())  # along the first dim: any strides will do
+    for some_bits, some_mask in zip(torch.split(bits, length), torch.split(mask, length), strict=True):
+        some_bits.mul_(some_mask.to(bits.dtype))
