@@ -16,8 +16,8 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Set the entries that a mask removes to zero: exactly +0, also where they are infinite or NaN.
 
     Kept entries stay as they are, bit for bit. On CPU the bits of the weights are multiplied by 0 or 1 as integers, in
-    chunks: about as fast as multiplying by a mask of floats, which would need four times the memory, and two to four
-    times faster than what torch does with a boolean mask (benchmarks/README.md).
+    chunks: much faster than what torch does with a boolean mask, and somewhat slower than with a mask of floats, which
+    would need four times the memory (benchmarks/README.md).
 
     Args:
         tensors: floating-point, of any shape, strides and device, DTensors as well.
