@@ -427,8 +427,15 @@ def test_a_strategy_that_shards_is_refused():
 
 def test_nothing_is_left_behind_and_a_crash_is_no_exception():
     callback = pruning(criterion=Wanda(), scope=PerRow())
-    run, module = fit(callback)
-    assert not run.optimizers[0]._optimizer_step_post_hooks if run.optimizers else True
+    during = []
+
+    class Reader(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            during.append((trainer.optimizers[0], len(trainer.optimizers[0]._optimizer_step_post_hooks)))
+
+    _, module = fit(callback, Toy(), Reader())
+    optimizer, num_hooks = during[0]
+    assert num_hooks == 1 and not optimizer._optimizer_step_post_hooks
     assert not any(m._forward_hooks for m in module.modules())
 
     class Crash(Toy):
