@@ -82,7 +82,7 @@ def count_macs(model: nn.Module, run: Callable[[], object]) -> Macs:
     return watch.found
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchDispatchMode):
     """Sees each operator before the counter does, and shares out what the counter adds for it."""
 
     supports_higher_order_operators = True

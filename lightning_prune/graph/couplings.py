@@ -1,0 +1,265 @@
+"""Which slices of which tensors are coupled: the groups of a model, and what a choice among them means for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.graph.depth import Block, find_blocks
+from lightning_prune.graph.equations import solve, ties
+from lightning_prune.graph.groups import Group, find_groups
+from lightning_prune.graph.integers import Attribute
+from lightning_prune.graph.plan import Plan, Scale
+from lightning_prune.graph.projection import Counts, mask_of, size_of
+from lightning_prune.graph.replay import replay
+from lightning_prune.graph.scales import Folding, fold_scales
+from lightning_prune.graph.trace import Record, Run, record_run
+from lightning_prune.graph.types import Type, atoms, find, freeze, is_frozen
+
+Choice = Mapping[str, Tensor]
+"""Group name -> bool (size,), True is kept."""
+
+
+class Unsolvable(ValueError):  # noqa: N818
+    """A choice that the model's code cannot follow.
+
+    Args:
+        reason: why.
+        groups: those that are to blame; without them, another choice may do.
+    """
+
+    def __init__(self, reason: str, groups: Collection[str]) -> None:
+        super().__init__(f"{reason}: {', '.join(groups)} cannot be pruned so.")
+        self.reason, self.groups = reason, tuple(groups)
+
+
+class Couplings:
+    """The coupled groups of a model, as one run of it has shown.
+
+    Args:
+        run: the call that was traced.
+        record: what it has shown.
+    """
+
+    def __init__(self, run: Run, record: Record) -> None:
+        self.run, self.record = run, record
+        self.shapes = {name: tuple(t.shape) for name, (t, _) in record.tensors.items()}
+        self._foldings: list[Folding] | None = None
+
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """The groups that can be pruned, by name, in the order of the model."""
+        return find_groups(self.record)
+
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """The residual blocks that can be skipped as wholes, by path."""
+        return find_blocks(self.record)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Why the other dims stay whole: "parameter[dim]" -> reason."""
+        found = {}
+        for name, (_, types) in self.record.tensors.items():
+            for dim, node in enumerate(types):
+                if find(node).size > 1 and is_frozen(node):
+                    reasons = dict.fromkeys(atom.reason for atom in atoms(node) if atom.reason)
+                    found[f"{name}[{dim}]"] = "; ".join(reasons)
+        return found
+
+    @cached_property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups that must keep equally many indices, though not the same ones."""
+        names = {group.atom: name for name, group in self.groups.items()}
+        sets: dict[str, set[str]] = {}
+        for a, b in ties(self.record.equations):
+            if a in names and b in names:
+                merged = sets.get(names[a], {names[a]}) | sets.get(names[b], {names[b]})
+                sets |= dict.fromkeys(merged, merged)
+        order = list(self.groups)
+        unique = {tuple(sorted(s, key=order.index)) for s in sets.values() if len(s) > 1}
+        return tuple(sorted(unique, key=lambda t: order.index(t[0])))
+
+    def freeze(self, names: Iterable[str], reason: str) -> None:
+        """Take groups out for good: they move to `frozen`."""
+        for name in names:
+            freeze(self.groups[name].atom, reason)
+        for cached in ("groups", "ties"):
+            self.__dict__.pop(cached, None)
+
+    def sizes(self, counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors when groups keep `counts` indices; those not named stay whole."""
+        atom_counts = self._by_atom(counts)
+        return {
+            name: tuple(size_of(node, atom_counts) for node in types)
+            for name, (_, types) in self.record.tensors.items()
+        }
+
+    def num_params(self, counts: Mapping[str, int]) -> int:
+        """Return the number of parameters of the model when groups keep `counts` indices."""
+        atom_counts = self._by_atom(counts)
+        return sum(
+            math.prod(size_of(node, atom_counts) for node in types)
+            for tensor, types in self.record.tensors.values()
+            if isinstance(tensor, nn.Parameter)
+        )
+
+    def num_bytes(self, counts: Mapping[str, int]) -> int:
+        """Return the bytes of parameters and buffers when groups keep `counts` indices."""
+        sizes = self.sizes(counts)
+        return sum(math.prod(sizes[name]) * t.element_size() for name, (t, _) in self.record.tensors.items())
+
+    def macs(self, counts: Mapping[str, int]) -> int:
+        """Return the multiply-accumulates of the traced call when groups keep `counts` indices."""
+        atom_counts = self._by_atom(counts)
+        return sum(
+            math.prod(size_of(node, atom_counts) for node in term)
+            for op in self.record.ops
+            for term in op.macs
+        )
+
+    def masks(self, choice: Choice) -> dict[str, Tensor]:
+        """Return masks of the tensors that a choice touches, True is kept; views that are broadcast, not copies."""
+        found = {}
+        for name, kept in self._kept(choice).items():
+            mask = torch.ones((), dtype=torch.bool)
+            for dim, along in kept.items():
+                mask = mask & along.view([-1 if d == dim else 1 for d in range(len(self.shapes[name]))])
+            found[name] = mask.expand(self.shapes[name])
+        return found
+
+    def plan(self, choice: Choice) -> Plan:
+        """Return what has to be done to the model, all sizes solved for and checked in a run on fake tensors.
+
+        Raises:
+            Unsolvable: the model's code has sizes that cannot follow this choice.
+        """
+        counts = {name: int(mask.sum()) for name, mask in choice.items()}
+        atom_counts = self._by_atom(counts)
+        found, broken = solve(self.record.equations, atom_counts)
+        if broken:
+            reason = "; ".join(dict.fromkeys(equation.reason for equation, _ in broken))
+            self._blame((atom for _, involved in broken for atom in involved), reason, atom_counts)
+        attributes = self._attributes(found)
+        if (wrong := replay(self.run, self.record, atom_counts, attributes)) is not None:
+            reason, op = wrong
+            touched = (
+                []
+                if op is None
+                else [a for _, types in [*op.inputs, *op.outputs] for t in types for a in atoms(t)]
+            )
+            self._blame(touched, reason, atom_counts)
+        return Plan(
+            slices={
+                name: {dim: tuple(mask.nonzero().flatten().tolist()) for dim, mask in kept.items()}
+                for name, kept in self._kept(choice).items()
+            },
+            shapes=self.shapes,
+            attributes=attributes,
+            scales=self._scales(atom_counts, found),
+            replaced=self._replaced(attributes),
+            groups={name: (group.size, counts.get(name, group.size)) for name, group in self.groups.items()},
+        )
+
+    def _by_atom(self, counts: Mapping[str, int]) -> Counts:
+        return {self.groups[name].atom: count for name, count in counts.items()}
+
+    def _kept(self, choice: Choice) -> dict[str, dict[int, Tensor]]:
+        """Return masks along the dims of the tensors that lose something."""
+        masks = {self.groups[name].atom: mask.cpu() for name, mask in choice.items() if not bool(mask.all())}
+        found: dict[str, dict[int, Tensor]] = {}
+        for name, (_, types) in self.record.tensors.items():
+            for dim, node in enumerate(types):
+                if any(atom in masks for atom in atoms(node)):
+                    found.setdefault(name, {})[dim] = mask_of(node, masks)
+        return found
+
+    def _blame(self, candidates: Iterable[Type], reason: str, counts: Counts) -> None:
+        """Raise with the groups among `candidates` that lose indices; with all that do, where none is among them."""
+        names = {group.atom: name for name, group in self.groups.items()}
+        losing = {atom for atom, count in counts.items() if count < atom.size}
+        guilty = dict.fromkeys(names[a] for a in candidates if a in losing) or dict.fromkeys(
+            names[a] for a in losing
+        )
+        raise Unsolvable(reason, list(guilty))
+
+    def _scales(self, counts: Counts, found: Mapping[Attribute, int]) -> tuple[Scale, ...]:
+        """Return the factors that keep scores as they were where the code derives them from a size that changes."""
+        if self._foldings is None:
+            self._foldings = fold_scales(self.record)
+        scales: list[Scale] = []
+        for folding in self._foldings:
+            factor = folding.correction(counts, found)
+            if factor == 1.0:
+                continue
+            if not folding.targets:
+                self._blame(folding.atoms(), f"{folding.where} derives a factor from a size", counts)
+            scales += [s for s in folding.scales(factor) if s not in scales]
+        return tuple(scales)
+
+    def _attributes(self, found: Mapping[Attribute, int]) -> dict[str, dict[str, Any]]:
+        """Return the attributes that change: path -> name -> value."""
+        modules = {path: module for module, path in self.run.paths.items()}
+        changed: dict[str, dict[str, Any]] = {}
+        for attribute, value in found.items():
+            if value == attribute.value:
+                continue
+            place = changed.setdefault(attribute.path, {})
+            if attribute.index is None:
+                place[attribute.name] = value
+            else:
+                entries = list(place.get(attribute.name, vars(modules[attribute.path])[attribute.name]))
+                entries[attribute.index] = value
+                place[attribute.name] = tuple(entries)
+        return changed
+
+    def _replaced(self, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        return {
+            path: "attention"
+            for module, path in self.run.paths.items()
+            if type(module) is nn.MultiheadAttention
+            and {"num_heads", "head_dim", "value_dim"} & set(attributes.get(path, {}))
+        }
+
+
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    root: nn.Module | None = None,
+    training: bool = False,
+) -> Couplings:
+    """Run a model once and find out which slices of its tensors are coupled.
+
+    Weights are not read and nothing is changed. The run is on fake tensors, which have shapes and no values, or on
+    real ones where the model's code reads values.
+
+    Args:
+        model: any module that runs.
+        args: positional arguments of an example call; a batch of 2 or more tells most.
+        kwargs: keyword arguments.
+        root: the module of which `model` is a part, if names are to be those of the root; by default the model.
+        training: whether to run it in training mode.
+
+    Raises:
+        Exception: whatever the model itself raises on these arguments.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> couplings = trace(net, (torch.zeros(2, 4),))
+        >>> [(group.name, group.size, group.tensors) for group in couplings.groups.values()]
+        [('0.weight', 8, ('0.weight', '0.bias', '2.weight'))]
+        >>> couplings.frozen["2.weight[0]"]
+        'output of the model'
+    """
+    root = root or model
+    named = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+    paths = {module: path for path, module in root.named_modules()}
+    run = Run(model, tuple(args), dict(kwargs or {}), named, paths, training)
+    return Couplings(run, record_run(run))

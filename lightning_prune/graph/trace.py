@@ -1,0 +1,314 @@
+"""Run a model once on fake tensors and infer the type of every dim.
+
+Two modes watch the run: one sees ATen operations and applies the rules, the other sees the calls of Python code, where
+sizes are still the integers that the code computed them from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_prune.graph.equations import Equation
+from lightning_prune.graph.flexible import flexible_attention
+from lightning_prune.graph.integers import Attribute, TracedInt, traced_sqrt
+from lightning_prune.graph.python_calls import PythonCalls, ScaleSite
+from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule_of
+from lightning_prune.graph.sandbox import mode_of_training, plain_kernels, untouched
+from lightning_prune.graph.types import ConflictError, Type, find, frozen_type, unify
+
+NOT_SIZES = {"training", "padding_idx", "stride", "padding", "dilation", "kernel_size", "output_padding"}
+BY_PRODUCT = "by-product of an operation"
+SILENT = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default", "aten.detach_.default"}
+"""Operations that the two runs of a model need not agree on."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """One call of a module.
+
+    Args:
+        path: of the module.
+        module: itself.
+        input: the first positional argument, if it is a tensor.
+        output: what it returned, or the first entry of that, if it is a tensor.
+    """
+
+    path: str
+    module: nn.Module
+    input: Tensor | None
+    output: Tensor | None
+
+
+@dataclass(eq=False)
+class Record:
+    """What one run of a model has shown.
+
+    Args:
+        tensors: parameters and buffers by name, and the types of their dims.
+        ops: all ATen operations in their order, with the types of inputs and outputs.
+        equations: between sizes in the code and types.
+        scales: where a factor was computed from the size of a dim, as in attention.
+        calls: of modules, in the order in which they returned.
+        is_fake: whether the run was on fake tensors; some models need real ones.
+    """
+
+    tensors: dict[str, tuple[Tensor, Types]]
+    ops: list[Op] = field(default_factory=list)
+    equations: list[Equation] = field(default_factory=list)
+    scales: list[ScaleSite] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
+    is_fake: bool = True
+
+
+class Tracer:
+    """The types of all tensors that are alive in a run, by identity; the record keeps them alive.
+
+    Args:
+        named: parameters and buffers by name.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        self._types: dict[int, Types] = {}
+        self._alive: list[Tensor] = []
+        self.path: list[str] = [""]
+        for tensor in named.values():
+            self.enter(tensor, _types_of_state(tensor))
+        self.record = Record({name: (tensor, self.types(tensor)) for name, tensor in named.items()})
+
+    def types(self, tensor: Tensor) -> Types:
+        """Return the types of a tensor's dims; one that was never seen comes from outside and is frozen."""
+        if id(tensor) not in self._types:
+            self.enter(tensor, frozen(tensor.shape, "input of the model or a constant"))
+        return self._types[id(tensor)]
+
+    def enter(self, tensor: Tensor, types: Types) -> None:
+        """Set the types of a new tensor."""
+        assert [find(node).size for node in types] == list(tensor.shape), (types, tensor.shape)
+        self._types[id(tensor)] = list(types)
+        self._alive.append(tensor)
+
+    def see(self, op: Op) -> None:
+        """Apply the rule for an operation that has run, and write it down."""
+        op.inputs = [(t, self.types(t)) for t in tree_leaves((op.args, op.kwargs)) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves(op.output) if isinstance(t, Tensor)]
+        results = self._apply_rule(op, tensors)
+        known = {id(t) for t, _ in op.inputs}
+        for tensor, types in zip(tensors, results, strict=True):
+            if id(tensor) in known and torch.Tag.inplace_view not in op.func.tags:
+                for a, b in zip(types, self.types(tensor), strict=True):
+                    unify(a, b)
+            else:
+                self.enter(tensor, types)
+        op.outputs = [(t, self.types(t)) for t in tensors]
+        if str(op.func) not in SILENT:
+            self.record.ops.append(op)
+
+    def _apply_rule(self, op: Op, tensors: list[Tensor]) -> list[Types]:
+        """Return the types of all outputs; what no rule knows freezes all that it touches."""
+        rule = rule_of(op.func, op.name)
+        try:
+            result = rule(op) if rule else None
+        except (ConflictError, AssertionError, IndexError, TypeError) as error:
+            result, reason = None, f"{op.name}: {error}"
+        else:
+            reason = f"{op.name} has no rule"
+        if result is None:
+            for _, types in op.inputs:
+                freeze_all(types, reason)
+            return [frozen(t.shape, reason) for t in tensors]
+        listed = _listed(result)
+        fits = [k < len(listed) and _fits(listed[k], t) for k, t in enumerate(tensors)]
+        return [listed[k] if fits[k] else frozen(t.shape, BY_PRODUCT) for k, t in enumerate(tensors)]
+
+
+class _AtenCalls(TorchDispatchMode):
+    """Shows every ATen operation to the tracer."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracer = tracer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if any(isinstance(t, Tensor) for t in tree_leaves(output)):
+            path = self.tracer.path[-1]
+            self.tracer.see(Op(plain_name(func), func, args, kwargs, output, path, self.tracer.types))
+        return output
+
+
+def plain_name(func: Any) -> str:
+    """Return the name of an operation without namespace, overload and the underscore of in-place forms."""
+    name: str = func._schema.name.split("::")[1]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+@dataclass(eq=False)
+class Run:
+    """A call of a model that is traced and replayed.
+
+    Args:
+        model: what is called.
+        args: its positional arguments, real tensors.
+        kwargs: its keyword arguments.
+        named: the parameters and buffers to type, by name.
+        paths: module -> its path, of all modules.
+        training: whether modules are in training mode.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    named: Mapping[str, Tensor]
+    paths: Mapping[nn.Module, str]
+    training: bool = False
+
+
+def record_run(run: Run) -> Record:
+    """Run a model on fake tensors, or on real ones where its code reads values, and return what was seen."""
+    try:
+        return _record(run, fake=True)
+    except Exception:  # whatever fake tensors cannot do; a model that does not run at all fails again below
+        return _record(run, fake=False)
+
+
+def _record(run: Run, *, fake: bool) -> Record:
+    tracer = Tracer(run.named)
+    tracer.record.is_fake = fake
+    tracer.record.equations += _sizes_of_recurrent(run.paths, tracer)
+    with ExitStack() as stack:
+        args, kwargs = stack.enter_context(
+            stage(run.model, run.args, run.kwargs, fake=fake, training=run.training)
+        )
+        stack.enter_context(flexible_attention(run.paths))
+        stack.enter_context(_traced_integers(run.paths))
+        stack.enter_context(_calls_followed(tracer, run.paths))
+        stack.enter_context(_AtenCalls(tracer))
+        stack.enter_context(PythonCalls(tracer))
+        output = run.model(*args, **kwargs)
+        for tensor in tensors_in(output):
+            freeze_all(tracer.types(tensor), "output of the model")
+    used = {id(tensor) for op in tracer.record.ops for tensor, _ in op.inputs}
+    for tensor, types in tracer.record.tensors.values():
+        if id(tensor) not in used:
+            freeze_all(types, "no part of the traced call")
+    return tracer.record
+
+
+def _sizes_of_recurrent(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[Equation]:
+    """Recurrent layers check their inputs against sizes that they never pass on."""
+    found = []
+    for module, path in paths.items():
+        if isinstance(module, nn.RNNBase):
+            sizes: dict[str, Any] = {"input_size": module.weight_ih_l0, "hidden_size": module.weight_hh_l0}
+            if module.proj_size:
+                sizes = {"input_size": module.weight_ih_l0, "proj_size": module.weight_hh_l0}
+            for name, weight in sizes.items():
+                attribute = Attribute(path, name, None, getattr(module, name))
+                found.append(Equation(attribute, tracer.types(weight)[1], f"{name} of {path}"))
+    return found
+
+
+@contextmanager
+def stage(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, fake: bool, training: bool = False
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Prepare a run that leaves the model as it was, and yield its arguments, fake ones if asked for."""
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        stack.enter_context(plain_kernels())
+        stack.enter_context(mode_of_training(model, training))
+        convert: Callable[[Tensor], Tensor] = torch.clone
+        if fake:
+            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            convert = mode.from_tensor
+        elif training:
+            for module in model.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.clone()
+        yield tree_map_only(Tensor, convert, (args, dict(kwargs)))
+
+
+@contextmanager
+def _traced_integers(paths: Mapping[nn.Module, str]) -> Iterator[None]:
+    """Let integer attributes of modules remember that they are that."""
+    with ExitStack() as stack:
+        for module, path in paths.items():
+            for name, value in list(vars(module).items()):
+                if not name.startswith("_") and name not in NOT_SIZES:
+                    vars(module)[name] = _traced_attribute(path, name, value)
+                    stack.callback(vars(module).__setitem__, name, value)
+        stack.callback(setattr, math, "sqrt", math.sqrt)
+        math.sqrt = traced_sqrt  # type: ignore[assignment]
+        yield
+
+
+def _traced_attribute(path: str, name: str, value: Any) -> Any:
+    if type(value) is int and value > 1:
+        return TracedInt(value, Attribute(path, name, None, value))
+    if type(value) in (tuple, list) and 0 < len(value) <= 8 and all(type(entry) is int for entry in value):
+        entries = (TracedInt(n, Attribute(path, name, i, n)) if n > 1 else n for i, n in enumerate(value))
+        return type(value)(entries)
+    return value
+
+
+@contextmanager
+def _calls_followed(tracer: Tracer, paths: Mapping[nn.Module, str]) -> Iterator[None]:
+    """Keep the path of the module that runs on top of the tracer's stack, and write down calls that return."""
+
+    def enter(module: nn.Module, _: Any) -> None:
+        tracer.path.append(paths[module])
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        path = tracer.path.pop()
+        first = args[0] if args else None
+        result = output[0] if isinstance(output, (tuple, list)) and output else output
+        x, y = (t if isinstance(t, Tensor) else None for t in (first, result))
+        tracer.record.calls.append(ModuleCall(path, module, x, y))
+
+    with ExitStack() as hooks:
+        for module in paths:
+            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield
+
+
+def tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
+    """Yield the tensors of a model's output: in containers, dataclasses and plain objects."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from tensors_in(entry, depth + 1)
+    elif isinstance(value, (tuple, list, set)):
+        for entry in value:
+            yield from tensors_in(entry, depth + 1)
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and depth < 4:
+        yield from tensors_in(vars(value), depth + 1)
+
+
+def _types_of_state(tensor: Tensor) -> Types:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return frozen(tensor.shape, "integers of a buffer")
+    return [Type(size) if size > 1 else frozen_type(size, "of size 1") for size in tensor.shape]
+
+
+def _listed(result: Any) -> list[Types]:
+    """Return what a rule gave as one entry for each output."""
+    return list(result) if result and isinstance(result[0], list) else [result]
+
+
+def _fits(types: Types, tensor: Tensor) -> bool:
+    return [find(node).size for node in types] == list(tensor.shape)
