@@ -14,7 +14,14 @@ STANDARD = set(sys.stdlib_module_names)
 FLOORS = {
     "core": {"torch", "lightning_prune.core"},
     "report": {"rich", "lightning_prune.report"},
-    "model": {"torch", "lightning_prune.core", "lightning_prune.model", "lightning_prune.report"},
+    "graph": {"torch", "lightning_prune.core", "lightning_prune.graph"},
+    "model": {
+        "torch",
+        "lightning_prune.core",
+        "lightning_prune.graph",
+        "lightning_prune.model",
+        "lightning_prune.report",
+    },
     "callbacks": {
         "torch",
         "lightning",
@@ -22,6 +29,7 @@ FLOORS = {
         "numpy",
         "rich",
         "lightning_prune.core",
+        "lightning_prune.graph",
         "lightning_prune.model",
         "lightning_prune.report",
         "lightning_prune.callbacks",

@@ -17,8 +17,9 @@ from lightning_prune.graph.integers import Attribute
 from lightning_prune.graph.plan import Plan, Scale
 from lightning_prune.graph.projection import Counts, mask_of, size_of
 from lightning_prune.graph.replay import replay
+from lightning_prune.graph.run import Run
 from lightning_prune.graph.scales import Folding, fold_scales
-from lightning_prune.graph.trace import Record, Run, record_run
+from lightning_prune.graph.trace import Record, record_run
 from lightning_prune.graph.types import Type, atoms, find, freeze, is_frozen
 
 Choice = Mapping[str, Tensor]

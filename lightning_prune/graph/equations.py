@@ -77,10 +77,15 @@ def solve(
 def _try_proportional(
     equation: Equation, attribute: Attribute, counts: Counts, found: dict[Attribute, int]
 ) -> None:
-    dense = size_of(equation.type, {})
-    value, rest = divmod(attribute.value * size_of(equation.type, counts), dense) if dense else (0, 1)
-    if not rest and equation.holds(counts, {**found, attribute: value}):
-        found[attribute] = value
+    """Set an attribute to what makes an equation hold, if the expression is proportional to it."""
+    try:
+        now = evaluate(equation.expression, counts, found)
+    except ArithmeticError:
+        return
+    if now > 0:
+        value = round(attribute.value * size_of(equation.type, counts) / now)
+        if equation.holds(counts, {**found, attribute: value}):
+            found[attribute] = value
 
 
 def _involved(equation: Equation, equations: Iterable[Equation], counts: Counts) -> list[Type]:

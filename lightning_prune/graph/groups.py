@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -95,11 +96,11 @@ def find_groups(record: Record) -> dict[str, Group]:
     return groups
 
 
-def _name(first: Member, role: str, taken: Iterable[str]) -> str:
+def _name(first: Member, role: str, taken: Container[str]) -> str:
     base = first.tensor + ("" if role == "channel" else f"[{role}]")
     names = [base, f"{base}[dim {first.dim}]"]
     numbered = (f"{base}[dim {first.dim}, {i}]" for i in range(2, 1_000_000))
-    return next(name for name in (*names, *numbered) if name not in set(taken))
+    return next(name for name in chain(names, numbered) if name not in taken)
 
 
 def _kind(members: Iterable[Member]) -> str:

@@ -22,8 +22,9 @@ from lightning_prune.graph.integers import (
     expression_of,
     is_traced,
 )
+from lightning_prune.graph.refinement import ConflictError, split_product
 from lightning_prune.graph.rules.table import Types
-from lightning_prune.graph.types import ConflictError, Type, find, freeze, is_frozen, product, split_product
+from lightning_prune.graph.types import Type, find, freeze, is_frozen, product
 
 if TYPE_CHECKING:
     from lightning_prune.graph.trace import Tracer

@@ -7,24 +7,24 @@ sizes are still the integers that the code computed them from.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.graph.equations import Equation
 from lightning_prune.graph.flexible import flexible_attention
 from lightning_prune.graph.integers import Attribute, TracedInt, traced_sqrt
 from lightning_prune.graph.python_calls import PythonCalls, ScaleSite
+from lightning_prune.graph.refinement import ConflictError, unify
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule_of
-from lightning_prune.graph.sandbox import mode_of_training, plain_kernels, untouched
-from lightning_prune.graph.types import ConflictError, Type, find, frozen_type, unify
+from lightning_prune.graph.run import Run, plain_name, stage, tensors_in
+from lightning_prune.graph.types import Type, find, frozen_type
 
 NOT_SIZES = {"training", "padding_idx", "stride", "padding", "dilation", "kernel_size", "output_padding"}
 BY_PRODUCT = "by-product of an operation"
@@ -149,33 +149,6 @@ class _AtenCalls(TorchDispatchMode):
         return output
 
 
-def plain_name(func: Any) -> str:
-    """Return the name of an operation without namespace, overload and the underscore of in-place forms."""
-    name: str = func._schema.name.split("::")[1]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-@dataclass(eq=False)
-class Run:
-    """A call of a model that is traced and replayed.
-
-    Args:
-        model: what is called.
-        args: its positional arguments, real tensors.
-        kwargs: its keyword arguments.
-        named: the parameters and buffers to type, by name.
-        paths: module -> its path, of all modules.
-        training: whether modules are in training mode.
-    """
-
-    model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    named: Mapping[str, Tensor]
-    paths: Mapping[nn.Module, str]
-    training: bool = False
-
-
 def record_run(run: Run) -> Record:
     """Run a model on fake tensors, or on real ones where its code reads values, and return what was seen."""
     try:
@@ -222,26 +195,6 @@ def _sizes_of_recurrent(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[
 
 
 @contextmanager
-def stage(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, fake: bool, training: bool = False
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Prepare a run that leaves the model as it was, and yield its arguments, fake ones if asked for."""
-    with ExitStack() as stack:
-        stack.enter_context(untouched(model))
-        stack.enter_context(plain_kernels())
-        stack.enter_context(mode_of_training(model, training))
-        convert: Callable[[Tensor], Tensor] = torch.clone
-        if fake:
-            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            convert = mode.from_tensor
-        elif training:
-            for module in model.modules():
-                for name, buffer in module._buffers.items():
-                    module._buffers[name] = None if buffer is None else buffer.clone()
-        yield tree_map_only(Tensor, convert, (args, dict(kwargs)))
-
-
-@contextmanager
 def _traced_integers(paths: Mapping[nn.Module, str]) -> Iterator[None]:
     """Let integer attributes of modules remember that they are that."""
     with ExitStack() as stack:
@@ -283,20 +236,6 @@ def _calls_followed(tracer: Tracer, paths: Mapping[nn.Module, str]) -> Iterator[
             hooks.callback(module.register_forward_pre_hook(enter).remove)
             hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
-
-
-def tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:
-    """Yield the tensors of a model's output: in containers, dataclasses and plain objects."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from tensors_in(entry, depth + 1)
-    elif isinstance(value, (tuple, list, set)):
-        for entry in value:
-            yield from tensors_in(entry, depth + 1)
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and depth < 4:
-        yield from tensors_in(vars(value), depth + 1)
 
 
 def _types_of_state(tensor: Tensor) -> Types:

@@ -10,21 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_prune.graph.projection import mask_of, project, size_of
+from lightning_prune.graph.refinement import ConflictError, cut, split_product, unify
 from lightning_prune.graph.rules.pointwise import broadcast
 from lightning_prune.graph.rules.views import regroup
 from lightning_prune.graph.types import (
-    ConflictError,
     Type,
     atoms,
     concatenation,
-    cut,
     find,
     freeze,
     frozen_type,
     is_frozen,
     product,
-    split_product,
-    unify,
 )
 
 

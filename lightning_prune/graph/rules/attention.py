@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lightning_prune.graph.refinement import unify
 from lightning_prune.graph.rules.products import BATCHED
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, rule
-from lightning_prune.graph.types import annotate, find, frozen_type, product, unify
+from lightning_prune.graph.types import annotate, find, frozen_type, product
 
 _KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
 

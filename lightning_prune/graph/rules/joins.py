@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
+from lightning_prune.graph.refinement import ConflictError, cut, split_product, unify
 from lightning_prune.graph.rules.table import Op, Types, frozen, rule
-from lightning_prune.graph.types import (
-    ConflictError,
-    Type,
-    concatenation,
-    cut,
-    find,
-    freeze,
-    frozen_type,
-    is_frozen,
-    product,
-    split_product,
-    unify,
-)
+from lightning_prune.graph.types import Type, concatenation, find, freeze, frozen_type, is_frozen, product
 
 
 @rule("cat", "concat", "concatenate")

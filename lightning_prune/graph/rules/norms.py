@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lightning_prune.graph.refinement import unify
 from lightning_prune.graph.rules.products import GROUPED
 from lightning_prune.graph.rules.table import Op, Types, rule
-from lightning_prune.graph.types import Type, annotate, find, freeze, product, unify
+from lightning_prune.graph.types import Type, annotate, find, freeze, product
 
 RENORMALISED = "renormalised"
 """The note on dims that a mean or a variance runs over: it is that of the surviving indices afterwards."""

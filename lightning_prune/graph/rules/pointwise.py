@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.graph.refinement import cut, unify
 from lightning_prune.graph.rules.table import Op, Types, rule
-from lightning_prune.graph.types import Type, cut, find, frozen_type, unify
+from lightning_prune.graph.types import Type, find, frozen_type
 
 
 def broadcast(all_types: Sequence[Types]) -> Types:

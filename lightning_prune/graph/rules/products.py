@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lightning_prune.graph.refinement import unify
 from lightning_prune.graph.rules.pointwise import broadcast
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule
-from lightning_prune.graph.types import Type, annotate, find, frozen_type, product, unify
+from lightning_prune.graph.types import Type, annotate, find, frozen_type, product
 
 BATCHED = "batched"
 """The note on dims that batched products run over: attention heads."""

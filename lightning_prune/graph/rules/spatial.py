@@ -6,8 +6,9 @@ import math
 
 from torch import Tensor
 
+from lightning_prune.graph.refinement import split_product
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule
-from lightning_prune.graph.types import find, freeze, frozen_type, product, split_product
+from lightning_prune.graph.types import find, freeze, frozen_type, product
 
 _POOLS = ("adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "avg_pool", "max_pool")
 _POOLING = [f"{name}{k}d" for name in _POOLS for k in (1, 2, 3)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_prune.graph.refinement import ConflictError, take
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule
-from lightning_prune.graph.types import ConflictError, Type, factors, find, freeze, frozen_type, product, take
+from lightning_prune.graph.types import Type, factors, find, freeze, frozen_type, product
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "reshape_copy", "_reshape_copy", "view_copy")

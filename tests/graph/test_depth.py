@@ -1,0 +1,88 @@
+"""Which blocks can be skipped."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.examples.networks import GPT, ResNet20
+from lightning_prune.graph import trace
+
+
+class Residual(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "plain":
+            return x + self.a(x)
+        if self.kind == "two branches":
+            return x + self.a(x) + self.b(x)
+        if self.kind == "tuple":
+            return x + self.a(x), None
+        if self.kind == "rectified":
+            return (x + self.a(x)).relu()
+        if self.kind == "scaled":
+            return 0.5 * x + self.a(x)
+        if self.kind == "projected":
+            return self.b(x) + self.a(x)
+        return self.a(x)
+
+
+class Stack(nn.Module):
+    def __init__(self, kind: str, rectify: bool) -> None:
+        super().__init__()
+        self.embed, self.block, self.head, self.rectify = (
+            nn.Linear(3, 4),
+            Residual(kind),
+            nn.Linear(4, 2),
+            rectify,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).relu() if self.rectify else self.embed(x)
+        x = self.block(x)
+        return self.head(x[0] if isinstance(x, tuple) else x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rectify", "can_go"),
+    [
+        ("plain", False, True),
+        ("two branches", False, True),
+        ("tuple", False, True),
+        ("rectified", True, True),
+        ("rectified", False, False),
+        ("scaled", False, False),
+        ("projected", False, False),
+        ("no sum", False, False),
+    ],
+)
+def test_a_block_can_go_if_it_adds_to_its_input(kind: str, rectify: bool, can_go: bool) -> None:
+    blocks = trace(Stack(kind, rectify), (torch.randn(2, 3),)).blocks
+    assert set(blocks) == ({"block"} if can_go else set())
+    assert not can_go or blocks["block"].num_params == 40
+
+
+def test_blocks_of_a_residual_network_with_constant_width() -> None:
+    blocks = trace(ResNet20(), (torch.randn(2, 3, 32, 32),)).blocks
+    assert list(blocks) == [f"blocks.{i}" for i in (0, 1, 2, 4, 5, 7, 8)]  # 3 and 6 change the width
+
+
+def test_blocks_of_a_transformer_are_its_layers() -> None:
+    blocks = trace(GPT(vocab_size=11), (torch.randint(0, 11, (2, 8)),)).blocks
+    assert list(blocks) == [f"blocks.{i}" for i in range(4)]
+
+
+def test_a_block_that_runs_twice_stays() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Residual("plain"), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(self.block(x)))
+
+    assert trace(Twice(), (torch.randn(2, 4),)).blocks == {}

@@ -1,0 +1,99 @@
+"""What cannot be proved equal is frozen, with the reason; what can, is measured."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.graph import Couplings, Plan, trace
+from lightning_prune.model.equivalence import TOLERANCE, relative_error, settle
+
+
+def half(couplings: Couplings) -> dict[str, Tensor]:
+    return {name: torch.arange(g.size) % 2 == 0 for name, g in couplings.groups.items() if g.role != "head"}
+
+
+class LinearAttention(nn.Module):
+    """Features elu(x) + 1 are 1 where queries and keys are 0: a masked width still counts, a removed one does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 4, bias=False) for _ in range(3))
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (nn.functional.elu(layer(x)) + 1 for layer in (self.q, self.k))
+        return self.out(q @ (k.transpose(-2, -1) @ self.v(x)))  # type: ignore[no-any-return]
+
+
+def test_what_would_differ_is_frozen_and_the_rest_is_pruned() -> None:
+    torch.manual_seed(0)
+    couplings = trace(LinearAttention(), (torch.randn(2, 5, 6),))
+    frozen: dict[str, str] = {}
+    _, plan = settle(
+        couplings, lambda: half(couplings), freeze=lambda names, why: frozen.update(dict.fromkeys(names, why))
+    )
+    assert list(frozen) == ["q.weight"] and "would differ from the masked one by" in frozen["q.weight"]
+    assert plan.groups == {"v.weight": (4, 2)}
+    assert plan.error is not None and plan.error <= TOLERANCE
+    assert couplings.frozen["k.weight[0]"] == frozen["q.weight"]
+
+
+def test_half_precision_and_internal_casts_are_compared_in_double() -> None:
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            h = (h.float() * torch.rsqrt(h.float().square().sum(-1, keepdim=True) + 1e-6)).to(h.dtype)
+            return self.b(h)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Casting().bfloat16()
+    couplings = trace(model, (torch.randn(2, 6, dtype=torch.bfloat16),))
+    _, plan = settle(couplings, lambda: half(couplings))
+    assert plan.groups == {"a.weight": (8, 4)} and plan.error is not None and plan.error < 1e-14
+
+
+def test_the_model_is_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 2)).train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    identities = [id(parameter) for parameter in model.parameters()]
+    couplings = trace(model, (torch.randn(2, 3, 8, 8),))
+    settle(couplings, lambda: half(couplings))
+    assert [id(parameter) for parameter in model.parameters()] == identities and model[1].training
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("spoil", ["slice", "scale", "shape"])
+def test_a_wrong_plan_is_far_off(spoil: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    couplings = trace(model, (torch.randn(5, 4),))
+    choice, plan = settle(couplings, lambda: half(couplings))
+    slices = {name: dict(dims) for name, dims in plan.slices.items()}
+    if spoil == "slice":
+        slices["2.weight"][1] = (1, 3, 5, 7)
+    elif spoil == "scale":
+        from lightning_prune.graph import Scale
+
+        plan = replace(plan, scales=(Scale("0.weight", 0, tuple(range(8)), 1.001),))
+    else:
+        slices["2.weight"][0] = (0, 1)
+        slices["2.bias"] = {0: (0, 1)}
+    spoilt: Plan = replace(plan, slices=slices)
+    assert relative_error(couplings, choice, spoilt) > 1e-5
+
+
+def test_several_calls_are_compared_and_the_worst_counts() -> None:
+    torch.manual_seed(0)
+    couplings = trace(LinearAttention(), (torch.randn(2, 5, 6),))
+    choice = {"q.weight": torch.tensor([True, True, True, False])}
+    plan = couplings.plan(choice)
+    calls = [((torch.randn(2, n, 6),), {}) for n in (1, 4)]
+    errors = [relative_error(couplings, choice, plan, [call]) for call in calls]
+    assert relative_error(couplings, choice, plan, calls) == max(errors) > 0
