@@ -27,6 +27,9 @@ def broadcast(all_types: Sequence[Types]) -> Types:
 @rule(
     *("pointwise", "_prelu_kernel", "addcmul", "addcdiv", "lerp", "where", "masked_fill", "native_dropout"),
     *("dropout", "bernoulli", "_fused_dropout", "fill", "zero", "_to_copy", "contiguous", "lift_fresh_copy"),
+    *("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "sigmoid", "softplus", "threshold"),
+    *("hardswish", "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "leaky_relu", "rrelu_with_noise"),
+    *("log_sigmoid_forward", "isnan", "isinf", "nan_to_num", "to"),
 )
 def pointwise(op: Op) -> Types | list[Types]:
     """Unify the inputs; the output is like them."""
