@@ -54,7 +54,8 @@ class Group:
         name: of its first member, with its role where that is not "channel".
         size: number of indices.
         role: "head" for the outer factor of a dim that attention splits into heads, "head_dim" for the inner one,
-            "part" for the groups of a grouped convolution and other outer factors, "channel" for all else.
+            "channel" for all else; but where a dim is another product of two, as in a grouped convolution, only the
+            larger factor is a "channel" and the smaller one a "part".
         kind: equal for groups that occur in alike places, as those of repeated layers do.
         members: where it occurs.
         atom: its type.
@@ -120,8 +121,8 @@ def _roles(record: Record, live: Iterable[Type]) -> dict[Type, str]:
             roles[outer] = "head"
             if GROUPED not in inner.notes and BATCHED not in inner.notes:
                 roles[inner] = "head_dim"
-        elif roles.get(inner) == "channel" and (GROUPED in outer.notes or outer.size <= inner.size):
-            roles[outer] = "part"
+        elif roles.get(outer) == roles.get(inner) == "channel":
+            roles[inner if outer.size > inner.size else outer] = "part"
     return {atom: role for atom, role in roles.items() if atom in set(live)}
 
 
