@@ -6,11 +6,14 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
 import torch.nn.attention
 from torch import nn
+
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -20,6 +23,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
         (module, dict(vars(module)), dict(module._buffers), dict(module._parameters))
         for module in model.modules()
     ]
+    for module, attributes, _, _ in kept:
+        for name, value in attributes.items():
+            if type(value) in (dict, list, set) and name not in OF_EVERY_MODULE:
+                vars(module)[name] = copy(value)  # what a run puts in is gone with it
     state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
