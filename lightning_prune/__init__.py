@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
     from lightning_prune.callbacks.train_time import TrainTimePruning as TrainTimePruning
+    from lightning_prune.core.budgets import Budget as Budget
     from lightning_prune.core.criteria.activations import APoZ as APoZ
     from lightning_prune.core.criteria.activations import MeanActivation as MeanActivation
     from lightning_prune.core.criteria.activations import Wanda as Wanda
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from lightning_prune.core.criteria.weights import Magnitude as Magnitude
     from lightning_prune.core.criteria.weights import Random as Random
     from lightning_prune.core.granularities import Block as Block
+    from lightning_prune.core.granularities import Channel as Channel
+    from lightning_prune.core.granularities import Head as Head
     from lightning_prune.core.granularities import Kernel as Kernel
+    from lightning_prune.core.granularities import Layer as Layer
     from lightning_prune.core.granularities import Slice as Slice
     from lightning_prune.core.granularities import Weight as Weight
     from lightning_prune.core.schedules import Alternating as Alternating
@@ -37,10 +41,14 @@ if TYPE_CHECKING:
     from lightning_prune.core.scopes.patterns import NofM as NofM
     from lightning_prune.core.scopes.rankings import LAMP as LAMP
     from lightning_prune.core.scopes.rankings import Global as Global
+    from lightning_prune.core.scopes.rankings import Isomorphic as Isomorphic
     from lightning_prune.core.scopes.rankings import Local as Local
     from lightning_prune.core.scopes.rankings import PerRow as PerRow
     from lightning_prune.core.windows import Window as Window
     from lightning_prune.model.pruning import prune as prune
+    from lightning_prune.model.record import ReplaysRecord as ReplaysRecord
+    from lightning_prune.model.record import load_pruned as load_pruned
+    from lightning_prune.model.shrinking import shrink as shrink
 
 _HOMES = {
     "callbacks.monitor": ("SparsityMonitor",),
@@ -49,7 +57,8 @@ _HOMES = {
     "core.criteria.activations": ("APoZ", "MeanActivation", "Wanda"),
     "core.criteria.gradients": ("Movement", "Saliency"),
     "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),
-    "core.granularities": ("Block", "Kernel", "Slice", "Weight"),
+    "core.budgets": ("Budget",),
+    "core.granularities": ("Block", "Channel", "Head", "Kernel", "Layer", "Slice", "Weight"),
     "core.schedules": (
         "Alternating",
         "Constant",
@@ -63,9 +72,11 @@ _HOMES = {
     ),
     "core.scopes.allocations": ("ERK", "Fixed"),
     "core.scopes.patterns": ("NofM",),
-    "core.scopes.rankings": ("LAMP", "Global", "Local", "PerRow"),
+    "core.scopes.rankings": ("LAMP", "Global", "Isomorphic", "Local", "PerRow"),
     "core.windows": ("Window",),
     "model.pruning": ("prune",),
+    "model.record": ("ReplaysRecord", "load_pruned"),
+    "model.shrinking": ("shrink",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

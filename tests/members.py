@@ -9,7 +9,8 @@ from typing import Any
 
 import lightning_prune.core.criteria
 import lightning_prune.core.scopes
-from lightning_prune.core import granularities, schedules
+from lightning_prune.core import schedules
+from lightning_prune.core.granularities import tensors
 from lightning_prune.core.schedules import Constant, Linear
 
 NEEDED = {  # arguments that have no default
@@ -51,7 +52,7 @@ def submodules(package: ModuleType) -> list[ModuleType]:
 AXES = {
     "schedule": classes(schedules),
     "criterion": classes(*submodules(lightning_prune.core.criteria)),
-    "granularity": classes(granularities),
+    "granularity": classes(tensors),
     "scope": classes(*submodules(lightning_prune.core.scopes)),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_sparsity
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
@@ -14,7 +15,7 @@ from lightning_prune.core.granularities import Weight
 from lightning_prune.core.patterns import check_patterns
 from lightning_prune.core.scopes.allocations import Fixed
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Criterion, Granularity, Name, Prescribes, Scope, Shape
+from lightning_prune.core.types import Couples, Criterion, Granularity, Name, Prescribes, Scope, Shape
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Recipe:
         scope: who competes with whom.
         include: patterns or module types to prune instead of the default (`select_targets`).
         exclude: patterns or module types to leave out.
+        budget: what the smaller model may cost, in place of a sparsity; for coupled granularities.
 
     Raises:
         ValueError: a value out of its range, or two that contradict each other.
@@ -36,10 +38,11 @@ class Recipe:
 
     sparsity: float | Mapping[str, float] | None = None
     criterion: Criterion = field(default_factory=Magnitude)
-    granularity: Granularity = field(default_factory=Weight)
+    granularity: Granularity | Couples = field(default_factory=Weight)
     scope: Scope = field(default_factory=Global)
     include: Sequence[Any] | None = None
     exclude: Sequence[Any] = ()
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         for argument in ("include", "exclude"):
@@ -56,7 +59,9 @@ class Recipe:
         self._check_sparsity()
 
     def _check_sparsity(self) -> None:
-        if isinstance(self.scope, Prescribes):
+        if self.budget is not None:
+            self._check_budget()
+        elif isinstance(self.scope, Prescribes):
             if self.sparsity is not None:
                 raise ValueError(
                     f"`sparsity` is prescribed by {self.scope}: leave it out, but got {self.sparsity!r}."
@@ -68,6 +73,17 @@ class Recipe:
         else:
             check_sparsity("sparsity", self.sparsity)
 
+    def _check_budget(self) -> None:
+        if self.sparsity is not None or isinstance(self.scope, Prescribes):
+            raise ValueError(
+                f"`budget` takes the place of `sparsity`, but got both: {self.budget} and "
+                f"{self.scope if self.sparsity is None else self.sparsity}."
+            )
+        if not isinstance(self.granularity, Couples):
+            raise ValueError(
+                f"`budget` is for granularities that make the model smaller, but got {self.granularity}."
+            )
+
     def final_sparsity(self, group_shapes: Mapping[Name, Shape]) -> float:
         """Return the sparsity, over all groups, that the schedule's 1 stands for."""
         if isinstance(self.scope, Prescribes):
@@ -77,7 +93,8 @@ class Recipe:
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text, for reports and to notice a change after a resume."""
-        return {name: as_text(getattr(self, name)) for name in self.__dataclass_fields__}
+        nouns = {name: as_text(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {name: text for name, text in nouns.items() if name != "budget" or self.budget is not None}
 
 
 def as_text(noun: object) -> str:

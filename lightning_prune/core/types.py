@@ -46,6 +46,19 @@ class LazyScores(Mapping[Name, "Tensor"]):
         return len(self.shapes)
 
 
+class GroupScores(dict[Name, "Tensor"]):
+    """Scores of coupled groups, one tensor (size,) for each, and which groups are of one kind.
+
+    Args:
+        scores: group -> scores.
+        kinds: group -> what it is: equal for groups in alike places, such as those of repeated layers.
+    """
+
+    def __init__(self, scores: Mapping[Name, Tensor], kinds: Mapping[Name, str]) -> None:
+        super().__init__(scores)
+        self.kinds = dict(kinds)
+
+
 def shapes_of(scores: Scores) -> dict[Name, Shape]:
     """Return the shape of each parameter's scores, without computing those of lazy ones."""
     if isinstance(scores, LazyScores):
@@ -78,6 +91,15 @@ class Scope(Protocol):
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         """Return masks of the groups in which a fraction of `sparsity` is removed."""
+        ...
+
+
+@runtime_checkable
+class Couples(Protocol):
+    """A granularity whose pieces reach across tensors: coupled groups, which can be taken out for real."""
+
+    def prunes(self, role: str) -> bool:
+        """Whether groups of a role are pruned."""
         ...
 
 

@@ -233,8 +233,10 @@ class _Attention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        size, length, width = x.shape
-        heads = self.qkv(x).view(size, length, 3, self.num_heads, width // self.num_heads)
+        size, length, _ = x.shape
+        heads = self.qkv(x).view(
+            size, length, 3, self.num_heads, -1
+        )  # whole heads can go: no width is written here
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, T, width / heads)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.transpose(1, 2).reshape(size, length, width))  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -262,5 +262,5 @@ def trace(
     root = root or model
     named = {**dict(root.named_parameters()), **dict(root.named_buffers())}
     paths = {module: path for path, module in root.named_modules()}
-    run = Run(model, tuple(args), dict(kwargs or {}), named, paths, training)
+    run = Run(model, root, tuple(args), dict(kwargs or {}), named, paths, training)
     return Couplings(run, record_run(run))

@@ -21,11 +21,13 @@ class Block:
         path: of the module.
         kind: of the module, its class.
         num_params: of its parameters.
+        num_outputs: how long a tuple it returns, or None where it is a tensor.
     """
 
     path: str
     kind: str
     num_params: int
+    num_outputs: int | None = None
 
 
 def find_blocks(record: Record) -> dict[str, Block]:
@@ -42,7 +44,7 @@ def find_blocks(record: Record) -> dict[str, Block]:
     for call in record.calls:
         num_params = sum(p.numel() for p in call.module.parameters())
         if call.path and num_calls[call.path] == 1 and num_params and _is_residual(call, made_by):
-            found[call.path] = Block(call.path, type(call.module).__name__, num_params)
+            found[call.path] = Block(call.path, type(call.module).__name__, num_params, call.num_outputs)
     return {
         path: block
         for path, block in found.items()

@@ -101,6 +101,7 @@ def make_flexible_(module: nn.MultiheadAttention) -> None:
     module.__class__ = FlexibleAttention
     flexible = cast(FlexibleAttention, module)
     flexible.value_dim, flexible.scored_dim = module.head_dim, float(module.head_dim)
+    flexible._qkv_same_embed_dim = False  # or else nn.TransformerEncoderLayer would go around `forward`
 
 
 @contextmanager
@@ -115,3 +116,4 @@ def flexible_attention(modules: Iterable[nn.Module]) -> Iterator[None]:
         for module in changed:
             module.__class__ = nn.MultiheadAttention
             del vars(module)["value_dim"], vars(module)["scored_dim"]
+            module._qkv_same_embed_dim = module.in_proj_weight is not None  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from lightning_prune.core.scopes.rankings import kind_of
 from lightning_prune.graph.projection import occurrences, project
 from lightning_prune.graph.rules.products import BATCHED, GROUPED
 from lightning_prune.graph.trace import Record
@@ -108,8 +109,7 @@ def _kind(members: Iterable[Member]) -> str:
     """Describe where a group occurs without the numbers of layers: alike for repeated layers."""
     parts = []
     for member in members:
-        path = ".".join("*" if part.isdigit() else part for part in member.tensor.split("."))
-        parts.append(f"{path}[{member.dim}]")
+        parts.append(f"{kind_of(member.tensor)}[{member.dim}]")
     return ", ".join(dict.fromkeys(parts))
 
 

@@ -99,3 +99,25 @@ def occurrences(node: Type, atom: Type) -> int:
     if node.kind == "sum":
         return sum(occurrences(part, atom) for part in node.parts)
     return sum(occurrences(part, atom) * node.size // find(part).size for part in node.parts)
+
+
+def positions(node: Type, atom: Type) -> Tensor:
+    """Return, for each position of a dim, which index of an atom it belongs to; -1 where to none.
+
+    Example:
+        >>> from lightning_prune.graph.types import concatenation, product
+        >>> heads, width, rest = Type(2), Type(2), Type(1)
+        >>> positions(concatenation([product([heads, width]), rest]), heads)
+        tensor([ 0,  0,  1,  1, -1])
+    """
+    node, atom = find(node), find(atom)
+    if node is atom:
+        return torch.arange(atom.size)
+    if node.kind == "sum":
+        return torch.cat([positions(part, atom) for part in node.parts])
+    sizes = [find(part).size for part in node.parts]
+    found = torch.full(sizes or [node.size], -1)
+    for dim, part in enumerate(node.parts):
+        along = positions(part, atom).view([-1 if d == dim else 1 for d in range(len(sizes))])
+        found = torch.maximum(found, along.expand(sizes))
+    return found.flatten()

@@ -21,6 +21,7 @@ class Run:
 
     Args:
         model: what is called.
+        root: the module of which it is a part, or itself.
         args: its positional arguments, real tensors.
         kwargs: its keyword arguments.
         named: the parameters and buffers to type, by name.
@@ -29,6 +30,7 @@ class Run:
     """
 
     model: nn.Module
+    root: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     named: Mapping[str, Tensor]

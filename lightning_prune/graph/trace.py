@@ -41,12 +41,14 @@ class ModuleCall:
         module: itself.
         input: the first positional argument, if it is a tensor.
         output: what it returned, or the first entry of that, if it is a tensor.
+        num_outputs: how long the tuple is that it returned, or None where it is none.
     """
 
     path: str
     module: nn.Module
     input: Tensor | None
     output: Tensor | None
+    num_outputs: int | None = None
 
 
 @dataclass(eq=False)
@@ -229,7 +231,8 @@ def _calls_followed(tracer: Tracer, paths: Mapping[nn.Module, str]) -> Iterator[
         first = args[0] if args else None
         result = output[0] if isinstance(output, (tuple, list)) and output else output
         x, y = (t if isinstance(t, Tensor) else None for t in (first, result))
-        tracer.record.calls.append(ModuleCall(path, module, x, y))
+        num_outputs = len(output) if isinstance(output, (tuple, list)) else None
+        tracer.record.calls.append(ModuleCall(path, module, x, y, num_outputs))
 
     with ExitStack() as hooks:
         for module in paths:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
+from torch.utils._pytree import tree_map_only
 
-from lightning_prune.core.types import Masks, Name
+from lightning_prune.core.types import Masks, Name, Shape
+from lightning_prune.graph import Plan
 from lightning_prune.model.apply import apply_masks_
 
 
@@ -40,3 +45,79 @@ def mask_state_(optimizers: Iterable[Optimizer], targets: Mapping[Name, nn.Param
                     tensors.append(value)
                     their_masks.append(mask)
     apply_masks_(tensors, their_masks)
+
+
+class _Unfit(Exception):  # noqa: N818
+    """A state tensor whose dims are not those of its parameter."""
+
+
+def cut_state_(
+    optimizer: Optimizer, parameters: Mapping[Name, nn.Parameter], plan: Plan, undo: ExitStack
+) -> None:
+    """Cut what an optimizer remembers of the parameters that a plan cuts.
+
+    State tensors of the parameter's shape are cut as it is; of factored ones, which have size 1 along some dims or lack
+    a dim (Adafactor), the dims that are left. What has no such form is forgotten, with a warning, and builds up anew:
+    the history of LBFGS, preconditioners, quantized blocks.
+
+    Args:
+        optimizer: any.
+        parameters: by name, those of the model.
+        plan: what is cut.
+        undo: gets what would undo it all.
+    """
+    undo.callback(_put_back_, optimizer, {p: dict(state) for p, state in optimizer.state.items()})
+    if isinstance(optimizer, LBFGS):
+        _warn(optimizer, "one flat history of all parameters")
+        optimizer.state.clear()
+        return
+    for name, dims in plan.slices.items():
+        if (parameter := parameters.get(name)) is None or not (state := optimizer.state.get(parameter)):
+            continue
+        try:
+            for key, value in state.items():
+                cut = partial(_cut, key=key, shape=plan.shapes[name], dims=dims)
+                state[key] = tree_map_only(Tensor, cut, value)
+        except _Unfit as unfit:
+            _warn(optimizer, f"{unfit} for {name} of shape {plan.shapes[name]}")
+            del optimizer.state[parameter]
+
+
+def _put_back_(optimizer: Optimizer, state: Mapping[Tensor, dict[str, object]]) -> None:
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def _warn(optimizer: Optimizer, what: str) -> None:
+    warnings.warn(
+        f"{type(optimizer).__name__} remembers {what}, which cannot be cut as the model is: it starts anew.",
+        stacklevel=6,
+    )
+
+
+def _cut(value: Tensor, *, key: str, shape: Shape, dims: Mapping[int, tuple[int, ...]]) -> Tensor:
+    if value.numel() <= 1 and value.shape != shape:
+        return value  # a step count
+    places = _places(tuple(value.shape), key, shape)
+    cut = value
+    for place, dim in enumerate(places):
+        if dim in dims and value.shape[place] == shape[dim]:
+            cut = cut.index_select(place, torch.tensor(dims[dim], device=value.device))
+    return cut
+
+
+def _places(own: Shape, key: str, shape: Shape) -> list[int]:
+    """Return to which dim of the parameter each dim of a state tensor belongs."""
+    num_dims = len(shape)
+    if len(own) == num_dims and all(a in (1, b) for a, b in zip(own, shape, strict=True)):
+        return list(range(num_dims))
+    fitting = [lost for lost in range(num_dims) if own == shape[:lost] + shape[lost + 1 :]]
+    named = {
+        "row": num_dims - 1,
+        "col": num_dims - 2,
+    }  # a row's mean lacks the last dim, a column's the one before
+    wanted = [lost for word, lost in named.items() if word in key]
+    chosen = [lost for lost in fitting if not wanted or lost in wanted]
+    if len(chosen) != 1:
+        raise _Unfit(f"`{key}` of shape {own}")
+    return [dim for dim in range(num_dims) if dim != chosen[0]]

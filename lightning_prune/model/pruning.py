@@ -24,7 +24,7 @@ from lightning_prune.core.masks import (
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Criterion, Granularity, Masks, Name, Scope
+from lightning_prune.core.types import Couples, Criterion, Granularity, Masks, Name, Scope
 from lightning_prune.model.apply import apply_masks_
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.statistics import Statistics
@@ -46,10 +46,15 @@ class Pruner:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, trained: Container[int] | None = None) -> None:
-        self.recipe = recipe
+        if isinstance(recipe.granularity, Couples):
+            raise ValueError(
+                f"`granularity` is one of single tensors here, such as Weight(), but got {recipe.granularity}: what is "
+                "coupled across layers is taken out by `shrink(model, example, ...)`."
+            )
+        self.recipe, self.granularity = recipe, recipe.granularity
         self.targets = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
-        self.group_shapes = group_shapes(self.shapes, recipe.granularity)
+        self.group_shapes = group_shapes(self.shapes, self.granularity)
         self.final_sparsity = recipe.final_sparsity(self.group_shapes)
         self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
         self.masks: Masks = {}
@@ -67,7 +72,7 @@ class Pruner:
         size = math.prod(self.group_shapes[name])
         if name not in self.masks:
             return size, size
-        return size, int((self.recipe.granularity.reduce(self.masks[name].float()) > 0).sum())
+        return size, int((self.granularity.reduce(self.masks[name].float()) > 0).sum())
 
     def update_(self, fraction: float) -> None:
         """Compute new masks, for a fraction of the final sparsity in [0, 1], and apply them.
@@ -79,11 +84,11 @@ class Pruner:
             self.statistics.read(),
             self.shapes,
             criterion=self.recipe.criterion,
-            granularity=self.recipe.granularity,
+            granularity=self.granularity,
         )
         if requested >= self.requested:
-            scores = without_pruned(scores, self.masks, self.recipe.granularity)
-        granularity, scope = self.recipe.granularity, self.recipe.scope
+            scores = without_pruned(scores, self.masks, self.granularity)
+        granularity, scope = self.granularity, self.recipe.scope
         self.masks = (
             compute_masks(scores, self.shapes, requested, granularity=granularity, scope=scope)
             if requested

@@ -2,208 +2,201 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from lightning_prune.core.patterns import listed
-from lightning_prune.graph import Plan
+from lightning_prune.graph import Plan, Scale
 from lightning_prune.graph.flexible import FlexibleAttention, can_be_flexible, make_flexible_
-from lightning_prune.model.skip import skip_
+from lightning_prune.model.history import note_
+from lightning_prune.model.optimizer import cut_state_
+from lightning_prune.model.sizes import sizes_of
+from lightning_prune.model.skip import Skip
 
 
-@torch.no_grad()
 def execute_(
     model: nn.Module, plan: Plan, *, optimizers: Iterable[Optimizer] = (), copies: Iterable[nn.Module] = ()
 ) -> None:
     """Cut the tensors of a model, set its attributes and replace its modules as a plan says, in place.
 
     Parameters stay the same objects, so optimizers, parameter groups and hooks keep them; gradients are dropped. What
-    optimizers remember in a parameter's shape (momenta, second moments) is cut alike.
+    optimizers remember in a parameter's shape (momenta, second moments, rows and columns of them) is cut alike. The
+    model remembers the plan, and a LightningModule puts it into its checkpoints.
 
     Args:
-        model: the dense model that the plan was made for.
+        model: the model that the plan was made for.
         plan: what is to be done.
-        optimizers: that step its parameters. LBFGS keeps one flat history: it starts anew, with a warning.
+        optimizers: that step its parameters. One whose memory has another form starts anew, with a warning.
         copies: modules of the same structure, such as averages of the weights.
 
     Raises:
         ValueError: the model is not the one of the plan. It is then untouched, as after any other error.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> execute_(layer, Plan({"weight": {0: (0, 2)}, "bias": {0: (0, 2)}}, {"weight": (3, 2), "bias": (3,)}))
+        >>> layer
+        Linear(in_features=2, out_features=2, bias=True)
     """
+    with ExitStack() as undo:
+        carry_out_(model, plan, undo, optimizers=optimizers, copies=copies)
+        undo.pop_all()
+
+
+@torch.no_grad()
+def carry_out_(
+    model: nn.Module,
+    plan: Plan,
+    undo: ExitStack,
+    *,
+    optimizers: Iterable[Optimizer] = (),
+    copies: Iterable[nn.Module] = (),
+) -> None:
+    """Do what `execute_` does, and leave to the caller whether `undo` is run or forgotten."""
     models = [model, *copies]
     for one in models:
         check_fits(one, plan)
-    with ExitStack() as undo:
-        for one in models:
-            _cut_model_(one, plan, undo)
-        for optimizer in optimizers:
-            _cut_state_(optimizer, model, plan, undo)
-        undo.pop_all()
+    parameters = dict(model.named_parameters())
+    for one in models:
+        _cut_tensors_(one, plan, undo)
+        _adapt_modules_(one, plan, undo)
+    for optimizer in optimizers:
+        cut_state_(optimizer, parameters, plan, undo)
+    note_(model, plan, undo)
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:
     """Refuse a model that a plan was not made for.
 
     Raises:
-        ValueError: tensors, attributes or modules are missing or of another shape.
+        ValueError: tensors, attributes or modules are missing or of another shape or type.
     """
-    tensors = _tensors(model)
-    missing = [name for name in plan.slices if name not in tensors]
-    if missing:
+    parameters, tensors, modules = (
+        dict(model.named_parameters()),
+        _tensors(model),
+        dict(model.named_modules()),
+    )
+    kind, needed = type(model).__name__, {*plan.slices, *(scale.name for scale in plan.scales)}
+    if missing := [name for name in needed if name not in tensors]:
         raise ValueError(
-            f"`plan` cuts tensors of {type(model).__name__}, but got {listed(missing)}, which it does not have: "
-            "it belongs to another model."
+            f"`plan` cuts tensors of the model, but got {kind}, which has no {listed(sorted(missing))}: the plan "
+            "belongs to another model."
         )
     for name, shape in plan.shapes.items():
-        if name in tensors and tuple(tensors[name].shape) != tuple(shape):
+        if (name in needed or name in parameters) and tuple(tensors[name].shape) != shape:
             raise ValueError(
-                f"`plan` is for a model in which `{name}` has the shape {tuple(shape)}, but got "
-                f"{tuple(tensors[name].shape)}: it belongs to another model, or was carried out already."
+                f"`plan` is for a model in which {name} has the shape {shape}, but got {kind} with "
+                f"{tuple(tensors[name].shape)}: the plan belongs to another model, or was carried out already."
             )
-    modules = dict(model.named_modules())
-    for path, attributes in plan.attributes.items():
-        gone = [
-            name for name in attributes if path not in modules or not _has(modules[path], name, plan, path)
-        ]
-        if gone:
+    if gone := [path for path in {**plan.attributes, **plan.replaced} if path not in modules]:
+        raise ValueError(f"`plan` changes modules of the model, but got {kind}, which has no {listed(gone)}.")
+    for path, how in plan.replaced.items():
+        _check_replaced(path, how, modules[path])
+    for path, values in plan.attributes.items():
+        extra = {"value_dim", "scored_dim"} if plan.replaced.get(path) == "attention" else set()
+        if gone := [name for name in values if not hasattr(modules[path], name) and name not in extra]:
             raise ValueError(
-                f"`plan` sets {listed(gone)} of `{path}`, which {type(model).__name__} does not have."
+                f"`plan` sets attributes that exist, but got {listed(gone)} for {path or kind}, a "
+                f"{type(modules[path]).__name__} without."
             )
-    if gone := [path for path in plan.replaced if path not in modules]:
-        raise ValueError(f"`plan` replaces {listed(gone)}, which {type(model).__name__} does not have.")
 
 
-def _has(module: nn.Module, name: str, plan: Plan, path: str) -> bool:
-    return hasattr(module, name) or (plan.replaced.get(path) == "attention" and name == "value_dim")
+def _check_replaced(path: str, how: str, module: nn.Module) -> None:
+    if how == "attention" and not (can_be_flexible(module) or isinstance(module, FlexibleAttention)):
+        raise ValueError(
+            f"`plan` frees the widths of an nn.MultiheadAttention, but got {type(module).__name__} for {path}."
+        )
+    if how != "attention" and not path:
+        raise ValueError("`plan` skips blocks of a model, but got the model itself.")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _cut_model_(model: nn.Module, plan: Plan, undo: ExitStack) -> None:
+def _cut_tensors_(model: nn.Module, plan: Plan, undo: ExitStack) -> None:
     tensors = _tensors(model)
+    new = {name: tensors[name].detach() for name in [*plan.slices, *(scale.name for scale in plan.scales)]}
     for scale in plan.scales:
-        _change_(tensors[scale.name], _scaled(tensors[scale.name], scale), undo)
+        new[scale.name] = scaled(new[scale.name], scale)
     for name, dims in plan.slices.items():
-        _change_(tensors[name], _sliced(tensors[name], dims), undo)
-    for path, how in plan.replaced.items():
-        _replace_(model, path, how, undo)
-    modules = dict(model.named_modules())
-    for path, attributes in plan.attributes.items():
-        for name, value in attributes.items():
-            undo.callback(setattr, modules[path], name, getattr(modules[path], name))
-            setattr(modules[path], name, value)
-    touched = {name.rpartition(".")[0] for name in plan.slices}
-    for path in touched & modules.keys():
-        _follow_weights_(modules[path], undo)
+        new[name] = sliced(new[name], dims)
+    for name, value in new.items():
+        undo.callback(_set_, tensors[name], tensors[name].data, tensors[name].grad)
+        _set_(tensors[name], value, None)
 
 
-def _scaled(tensor: Tensor, scale: Any) -> Tensor:
+def scaled(tensor: Tensor, scale: Scale) -> Tensor:
+    """Return a tensor of which some slices are multiplied."""
     factors = torch.ones(tensor.shape[scale.dim], dtype=tensor.dtype, device=tensor.device)
     factors[list(scale.indices)] = scale.factor
-    return tensor.detach() * factors.view([-1 if d == scale.dim else 1 for d in range(tensor.dim())])
+    return tensor * factors.view([-1 if d == scale.dim else 1 for d in range(tensor.dim())])
 
 
-def _sliced(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
-    """Return what is kept of a tensor, in its memory format."""
-    format_ = torch.channels_last if _is_channels_last(tensor) else torch.contiguous_format
-    sliced = tensor.detach()
+def sliced(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
+    """Return what is kept of a tensor, in the same memory format."""
+    cut = tensor
     for dim, kept in dims.items():
-        sliced = sliced.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
-    return sliced.contiguous(memory_format=format_)
+        cut = cut.index_select(dim, torch.tensor(kept, dtype=torch.long, device=tensor.device))
+    for format_, num_dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if (
+            tensor.dim() == num_dims
+            and tensor.is_contiguous(memory_format=format_)
+            and not tensor.is_contiguous()
+        ):
+            return cut.contiguous(memory_format=format_)
+    return cut.contiguous()
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
-    is_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return is_last and not tensor.is_contiguous()
+def _set_(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+    """Give a tensor other data, of whatever shape.
 
-
-def _change_(tensor: Tensor, value: Tensor, undo: ExitStack) -> None:
-    undo.callback(setattr, tensor, "data", tensor.data)
-    undo.callback(setattr, tensor, "grad", tensor.grad)
+    The first assignment, of another dtype, makes autograd forget the node that accumulates its gradient: one that is
+    held by a living graph, or by DistributedDataParallel, would go on to expect the old shape.
+    """
     tensor.grad = None
+    if tensor.requires_grad:
+        tensor.data = value.new_empty(
+            0, dtype=torch.float32 if value.dtype == torch.float64 else torch.float64
+        )
     tensor.data = value
+    tensor.grad = grad
 
 
-def _replace_(model: nn.Module, path: str, how: str, undo: ExitStack) -> None:
-    module = model.get_submodule(path)
-    if how.startswith("skip"):
-        parent, _, name = path.rpartition(".")
-        owner = model.get_submodule(parent)
-        undo.callback(setattr, owner, name, module)
-        skip_(model, path, int(how.removeprefix("skip") or 0) or None)
-    elif can_be_flexible(module):
-        undo.callback(setattr, module, "__class__", nn.MultiheadAttention)
-        make_flexible_(module)  # type: ignore[arg-type]
-    elif not isinstance(module, FlexibleAttention):
-        raise ValueError(
-            f"`plan` needs `{path}` to be an nn.MultiheadAttention, but got {type(module).__name__}."
-        )
-
-
-def _follow_weights_(module: nn.Module, undo: ExitStack) -> None:
-    """Let the sizes that torch's own modules keep follow their weights."""
-    for name, value in _sizes_of(module).items():
-        if getattr(module, name) != value:
-            undo.callback(setattr, module, name, getattr(module, name))
+def _adapt_modules_(model: nn.Module, plan: Plan, undo: ExitStack) -> None:
+    """Make attentions flexible, set attributes, let sizes follow weights, and skip blocks, in this order."""
+    modules = dict(model.named_modules())
+    touched = {path: modules[path] for name in plan.slices if (path := name.rpartition(".")[0]) in modules}
+    changed = {**touched, **{path: modules[path] for path in [*plan.attributes, *plan.replaced]}}
+    for module in changed.values():
+        undo.callback(_put_back_, module, type(module), dict(vars(module)))
+    for path, module in changed.items():
+        if can_be_flexible(module) and (path in touched or plan.replaced.get(path) == "attention"):
+            make_flexible_(module)
+        for name, value in plan.attributes.get(path, {}).items():
             setattr(module, name, value)
-    if isinstance(module, nn.RNNBase):
-        module.flatten_parameters()
+    for module in touched.values():
+        for name, value in sizes_of(module).items():
+            setattr(module, name, value)
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    for path, how in plan.replaced.items():
+        if how != "attention":
+            _skip_(model, path, int(how.removeprefix("skip") or 0) or None, undo)
 
 
-def _sizes_of(module: nn.Module) -> dict[str, Any]:
-    weight: Any = getattr(module, "weight", None)
-    if isinstance(module, _ConvNd):
-        i, o = (0, 1) if module.transposed else (1, 0)
-        grouped = {i: 1 if module.transposed else module.groups, o: module.groups if module.transposed else 1}
-        return {"in_channels": weight.shape[i] * grouped[i], "out_channels": weight.shape[o] * grouped[o]}
-    if isinstance(module, nn.Linear):
-        return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
-    if isinstance(module, nn.Embedding):
-        return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
-    if isinstance(module, _NormBase):
-        vector: Any = weight if weight is not None else module.running_mean
-        return {} if vector is None else {"num_features": vector.shape[0]}
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
-        return {"normalized_shape": tuple(weight.shape)}
-    if isinstance(module, nn.GroupNorm) and weight is not None:
-        return {"num_channels": weight.shape[0]}
-    return {}
+def _put_back_(module: nn.Module, kind: type[nn.Module], attributes: Mapping[str, object]) -> None:
+    module.__class__ = kind
+    vars(module).clear()
+    vars(module).update(attributes)
 
 
-def _cut_state_(optimizer: Optimizer, model: nn.Module, plan: Plan, undo: ExitStack) -> None:
-    """Cut and scale what an optimizer remembers of the parameters that are cut."""
-    if isinstance(optimizer, LBFGS):
-        undo.callback(optimizer.state.update, dict(optimizer.state))
-        optimizer.state.clear()
-        warnings.warn(
-            "LBFGS starts anew: its history belongs to the model before it became smaller.", stacklevel=4
-        )
-        return
-    parameters = dict(model.named_parameters())
-    for name, dims in plan.slices.items():
-        state = optimizer.state.get(parameters[name], {}) if name in parameters else {}
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                cut = _state_cut(value, plan.shapes[name], dims)
-                if cut is not value:
-                    undo.callback(state.__setitem__, key, value)
-                    state[key] = cut
-
-
-def _state_cut(value: Tensor, shape: Sequence[int], dims: Mapping[int, Sequence[int]]) -> Tensor:
-    """Cut a state tensor of the parameter's shape; of factored ones (size 1 in some dims) the dims that are whole."""
-    if value.dim() != len(shape) or not value.dim():
-        return value
-    fitting = {dim: kept for dim, kept in dims.items() if value.shape[dim] == shape[dim]}
-    if any(size not in (1, full) for size, full in zip(value.shape, shape, strict=True)) or not fitting:
-        return value
-    return _sliced(value, fitting)
+def _skip_(model: nn.Module, path: str, num_outputs: int | None, undo: ExitStack) -> None:
+    parent, _, name = path.rpartition(".")
+    owner, block = model.get_submodule(parent), model.get_submodule(path)
+    undo.callback(setattr, owner, name, block)
+    setattr(owner, name, Skip(num_outputs).train(block.training))

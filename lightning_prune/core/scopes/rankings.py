@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from lightning_prune import core
 from lightning_prune.core.allocation import check_min_keep, floor_of, keep_guarded, num_kept
-from lightning_prune.core.types import LazyScores, shapes_of
+from lightning_prune.core.types import GroupScores, LazyScores, shapes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_prune.core.types import Masks, Name, Scores
+    from lightning_prune.core.types import Masks, Name, Scores, Shape
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,53 @@ class Global:
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         size = sum(math.prod(shape) for shape in shapes_of(scores).values())
         return keep_guarded(scores, num_kept(size, sparsity), self.min_keep)
+
+
+@dataclass(frozen=True)
+class Isomorphic:
+    """One ranking for each kind of group: only alike parts of a network are compared with each other.
+
+    Fang et al. 2024 (arXiv:2407.04616), section 3.2: the scores of unlike parts (heads, embeddings, hidden layers of
+    MLPs) have unlike distributions. Coupled groups (`Channel`, `Head`) know their kind; single tensors are of one kind
+    where their names differ in numbers only.
+
+    Args:
+        min_keep: as in `Global`.
+
+    Raises:
+        ValueError: a negative `min_keep`, or (in use) one that needs more groups than the sparsity leaves.
+
+    Example:
+        >>> import torch
+        >>> scores = {"a.0": torch.tensor([3.0, 1.0]), "a.1": torch.tensor([8.0, 9.0]), "b": torch.tensor([0.1, 0.2])}
+        >>> Isomorphic()(scores, 0.5)
+        {'a.0': tensor([ True, False]), 'a.1': tensor([False,  True]), 'b': tensor([False,  True])}
+    """
+
+    min_keep: int | float = 1
+
+    def __post_init__(self) -> None:
+        check_min_keep(self.min_keep)
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        kinds = scores.kinds if isinstance(scores, GroupScores) else {name: kind_of(name) for name in scores}
+        by_kind: dict[str, dict[Name, Shape]] = {}
+        for name, shape in shapes_of(scores).items():
+            by_kind.setdefault(kinds[name], {})[name] = shape
+        masks: Masks = {}
+        for shapes in by_kind.values():
+            masks |= Global(self.min_keep)(LazyScores(shapes, scores.__getitem__), sparsity)
+        return {name: masks[name] for name in scores}
+
+
+def kind_of(name: Name) -> str:
+    """Return what parameters of repeated layers have in common: their name without the layers' numbers.
+
+    Example:
+        >>> kind_of("blocks.3.mlp.weight")
+        'blocks.*.mlp.weight'
+    """
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 @dataclass(frozen=True)

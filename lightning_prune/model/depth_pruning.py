@@ -1,0 +1,159 @@
+"""A model and a recipe for whole residual blocks: those that change their input least are skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.core.allocation import floor_of, num_kept
+from lightning_prune.core.granularities import Layer
+from lightning_prune.core.patterns import check_match, listed, matches
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.selection import keep_top
+from lightning_prune.core.types import Masks, Name
+from lightning_prune.graph import Plan, trace
+from lightning_prune.graph.plan_data import from_data, to_data
+from lightning_prune.model.calls import Call, replaying
+from lightning_prune.model.statistics import Statistics
+from lightning_prune.model.surgery import execute_
+
+
+class DepthPruner:
+    """The residual blocks of one model under one recipe; it has the surface of `Pruner`.
+
+    Args:
+        model: it is only read here; `shrink_` changes it.
+        recipe: its granularity is `Layer`; `include` and `exclude` name blocks.
+        call: an example call, which is traced, and on which the blocks' influence is measured.
+        trained: unused; blocks go as wholes.
+
+    Raises:
+        ValueError: the model has no residual block that can be skipped, or a pattern matches none.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, call: Call, trained: Container[int] | None = None
+    ) -> None:
+        assert isinstance(recipe.granularity, Layer)
+        self.model, self.recipe, self.granularity, self.call = model, recipe, recipe.granularity, call
+        self.couplings = trace(call.module, call.args, call.kwargs, root=model)
+        self.blocks = _selected(list(self.couplings.blocks), recipe)
+        self.num_groups = len(self.blocks)
+        if not self.blocks:
+            raise ValueError(
+                f"`granularity` Layer skips residual blocks, but {type(model).__name__} has none that can be: a module "
+                "that runs once and returns its input plus something, in the same shape."
+            )
+        self.statistics = Statistics(model, {}, ())
+        self.masks: Masks = {}
+        self.plans: list[Plan] = []
+        self.frozen: dict[str, str] = {}
+        self.skipped: list[str] = []
+        self.influence: dict[str, float] = {}
+        self.requested = 0.0
+        self.group_shapes = dict.fromkeys(self.blocks, (1,))
+        self.final_sparsity = recipe.final_sparsity(self.group_shapes)
+        inside = tuple(f"{path}." for path in self.blocks)
+        self.targets = {n: p for n, p in model.named_parameters() if n.startswith(inside)}
+        self.shapes = {name: tuple(p.shape) for name, p in self.targets.items()}
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of blocks that is skipped."""
+        return len(self.skipped) / self.num_groups
+
+    def count_groups(self, name: Name) -> tuple[int, int] | None:
+        """Return 1 and whether the block of a weight is kept."""
+        return 1, int(not any(name.startswith(f"{path}.") for path in self.skipped))
+
+    def update_(self, fraction: float) -> None:
+        """Choose the blocks that go, for a fraction of the final sparsity in [0, 1]."""
+        self.requested = fraction * self.final_sparsity
+        self.influence = block_influence(self.model, self.call, self.blocks)
+        count = num_kept(self.num_groups, self.requested)
+        count = max(count, floor_of(self.granularity.min_keep, self.num_groups))
+        scores = torch.tensor([self.influence[path] for path in self.blocks], dtype=torch.float64)
+        mask = keep_top({"blocks": scores}, count)["blocks"]
+        self.skipped = [path for path, is_kept in zip(self.blocks, mask.tolist(), strict=True) if not is_kept]
+
+    def apply_(self, among: Container[int] | None = None) -> None:
+        """Do nothing: blocks are not masked, they go at once."""
+
+    def apply_to_(self, model: nn.Module) -> None:
+        """Do nothing: blocks are not masked."""
+
+    def plan(self) -> Plan:
+        """Return the plan that skips the chosen blocks. What is left is the same network without their branches."""
+        blocks = self.couplings.blocks
+        how = {p: f"skip{n}" if (n := blocks[p].num_outputs) is not None else "skip" for p in self.skipped}
+        groups = {path: (1, int(path not in self.skipped)) for path in self.blocks}
+        return Plan(slices={}, shapes=self.couplings.shapes, replaced=how, groups=groups, error=0.0)
+
+    def shrink_(self, optimizers: Iterable[Optimizer] = (), copies: Iterable[nn.Module] = ()) -> Plan:
+        """Put the identity in the place of the chosen blocks."""
+        plan = self.plan()
+        execute_(self.model, plan, optimizers=optimizers, copies=copies)
+        self.plans.append(plan)
+        self.targets = {n: p for n, p in self.model.named_parameters() if n in self.targets}
+        return plan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was chosen and done, safe under `torch.load(weights_only=True)`."""
+        return {
+            "requested": self.requested,
+            "skipped": list(self.skipped),
+            "influence": dict(self.influence),
+            "plans": to_data(self.plans),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.requested, self.skipped = float(state["requested"]), list(state["skipped"])
+        self.influence = dict(state["influence"])
+        self.plans = list(from_data(state["plans"]))
+
+
+def block_influence(model: nn.Module, call: Call, paths: Iterable[str]) -> dict[str, float]:
+    """Measure how much each block changes its input: 1 - E[cos(x, f(x))] over the positions of all examples.
+
+    Men et al. 2024 (arXiv:2403.03853), eq. 1. Features are the last dim, of images (n, c, h, w) the channels.
+
+    Returns:
+        path -> influence in [0, 2]; 0 is a block that only scales its input.
+    """
+    found: dict[str, float] = {}
+
+    def note(path: str, x: Tensor, y: Any) -> None:
+        y = y[0] if isinstance(y, (tuple, list)) else y
+        dim = 1 if x.dim() == 4 else -1
+        cosine = nn.functional.cosine_similarity(x.detach().double(), y.detach().double(), dim=dim)
+        found[path] = 1.0 - float(cosine.mean())
+
+    with ExitStack() as hooks, replaying(model, call) as again:
+        for path in paths:
+
+            def hook(_: nn.Module, args: Any, output: Any, path: str = path) -> None:
+                note(path, args[0], output)
+
+            hooks.callback(model.get_submodule(path).register_forward_hook(hook).remove)
+        again()
+    return found
+
+
+def _selected(paths: list[str], recipe: Recipe) -> list[str]:
+    for argument in ("include", "exclude"):
+        for pattern in getattr(recipe, argument) or ():
+            if not isinstance(pattern, str):
+                raise ValueError(f"`{argument}` names blocks by pattern for Layer, but got {pattern!r}.")
+            if paths:
+                check_match(argument, pattern, dict.fromkeys(paths))
+    chosen = [p for p in paths if recipe.include is None or any(matches(i, p) for i in recipe.include)]
+    kept = [path for path in chosen if not any(matches(pattern, path) for pattern in recipe.exclude)]
+    if paths and not kept:
+        raise ValueError(f"`include` and `exclude` leave none of the blocks {listed(paths)}.")
+    return kept

@@ -1,0 +1,115 @@
+"""`shrink` makes a model physically smaller, no Trainer needed; `pruner_of` finds the pruner for a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.core.budgets import Budget
+from lightning_prune.core.criteria.weights import Magnitude
+from lightning_prune.core.granularities import Channel, Head, Layer
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scopes.rankings import Global
+from lightning_prune.core.types import Couples, Criterion, Scope
+from lightning_prune.graph import Plan
+from lightning_prune.model.calibration import calibrate
+from lightning_prune.model.calls import Call
+from lightning_prune.model.depth_pruning import DepthPruner
+from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.targets import Pattern
+
+AnyPruner: TypeAlias = Pruner | GroupPruner | DepthPruner
+
+
+def pruner_of(
+    model: nn.Module, recipe: Recipe, call: Call | None = None, trained: Container[int] | None = None
+) -> AnyPruner:
+    """Return the pruner that a recipe's granularity asks for.
+
+    Args:
+        model: what is pruned.
+        recipe: what goes, and how much.
+        call: an example call, which coupled granularities need.
+        trained: ids of the parameters that are being trained.
+
+    Raises:
+        ValueError: the recipe does not fit the model.
+    """
+    if not isinstance(recipe.granularity, Couples):
+        return Pruner(model, recipe, trained)
+    assert call is not None
+    kind = DepthPruner if isinstance(recipe.granularity, Layer) else GroupPruner
+    return kind(model, recipe, call, trained)
+
+
+def shrink(
+    model: nn.Module,
+    example: Any,
+    sparsity: float | Mapping[str, float] | None = None,
+    *,
+    budget: Budget | None = None,
+    criterion: Criterion = Magnitude(),
+    granularity: Channel | Head | Layer = Channel(),
+    scope: Scope = Global(),
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] = (),
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    optimizers: Iterable[Optimizer] = (),
+    copies: Iterable[nn.Module] = (),
+) -> Plan:
+    """Take channels, heads or layers out of a model, with all that is coupled to them, in place and in one shot.
+
+    The model is run once to see what is coupled; the smaller model is proved equal to the masked one before anything
+    is changed. What cannot be pruned stays, and the plan's model says why (`trace(...).frozen`).
+
+    Args:
+        model: any module that runs.
+        example: its arguments: a tensor, a tuple of positional or a mapping of keyword arguments.
+        sparsity: fraction of the groups removed, in [0, 1). It is no fraction of parameters: half of all channels
+            leave about a quarter of them.
+        budget: what the smaller model may cost, in place of a sparsity.
+        criterion: how good each weight is.
+        granularity: what goes as one piece.
+        scope: who competes with whom.
+        include: patterns or module types whose outputs are pruned; by default those of all layers.
+        exclude: patterns or module types whose outputs stay; their inputs follow the layers before.
+        batches: calibration data, for criteria by activations or gradients.
+        forward: (model, batch) -> anything, runs the model on one batch.
+        loss: (model, batch) -> scalar, for criteria by gradients.
+        optimizers: whose state is cut alike.
+        copies: averages of the model's weights, which are cut alike.
+
+    Returns:
+        What was done: printable, and the record with which the smaller model is built again.
+
+    Raises:
+        ValueError: a value out of its range, a pattern without a match, a budget out of reach, or nothing to prune.
+            The model is then as it was.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> print(shrink(net, torch.ones(1, 8), 0.5).groups, net[2])
+        {'0.weight': (32, 16)} Linear(in_features=16, out_features=2, bias=True)
+    """
+    recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
+    args: Any = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
+    call = Call(model, args, dict(example) if isinstance(example, Mapping) else {})
+    pruner = pruner_of(model, recipe, call)
+    assert not isinstance(pruner, Pruner)
+    before = {name: parameter.detach().clone() for name, parameter in pruner.targets.items()}
+    calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
+    try:
+        pruner.update_(1.0)
+        return pruner.shrink_(optimizers, copies)
+    except BaseException:
+        for name, parameter in pruner.targets.items():
+            if parameter.shape == before[name].shape:
+                parameter.data.copy_(before[name])
+        raise
