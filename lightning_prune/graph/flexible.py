@@ -33,6 +33,8 @@ class FlexibleAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as `nn.MultiheadAttention` does; see there for the arguments."""
+        if is_causal and attn_mask is None:
+            raise ValueError("`attn_mask` is needed beside `is_causal`, which is only a hint, but got None.")
         is_batched = query.dim() == 3
         if not is_batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
@@ -116,4 +118,4 @@ def flexible_attention(modules: Iterable[nn.Module]) -> Iterator[None]:
         for module in changed:
             module.__class__ = nn.MultiheadAttention
             del vars(module)["value_dim"], vars(module)["scored_dim"]
-            module._qkv_same_embed_dim = module.in_proj_weight is not None  # type: ignore[attr-defined]
+            vars(module)["_qkv_same_embed_dim"] = module.in_proj_weight is not None

@@ -69,7 +69,9 @@ def cut_state_(
     undo.callback(_put_back_, optimizer, {p: dict(state) for p, state in optimizer.state.items()})
     if isinstance(optimizer, LBFGS):
         _warn(optimizer, "one flat history of all parameters")
+        undo.callback(setattr, optimizer, "_numel_cache", optimizer._numel_cache)
         optimizer.state.clear()
+        optimizer._numel_cache = None
         return
     for name, dims in plan.slices.items():
         if (parameter := parameters.get(name)) is None or not (state := optimizer.state.get(parameter)):

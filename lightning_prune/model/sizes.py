@@ -50,7 +50,7 @@ def _by_weight(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _recurrent(module: Any) -> dict[str, Any]:
     """Return the sizes that all layers and directions agree on; what they do not agree on stays."""
-    inputs = module.weight_ih_l0 if isinstance(module, nn.RNNBase) else module.weight_ih
+    inputs: Any = module.weight_ih_l0 if isinstance(module, nn.RNNBase) else module.weight_ih
     hidden = [p for name, p in module.named_parameters() if name.startswith("weight_hh")]
     sizes = {"input_size": {inputs.shape[1]}}
     if getattr(module, "proj_size", 0):
