@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import lightning as L
@@ -9,13 +11,17 @@ from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, W
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
+from lightning_prune.callbacks.structure import keep_record, plans_of
 from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
+from lightning_prune.model.calls import Call
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shrinking import AnyPruner
 
 STATE_VERSION = 1
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
@@ -33,7 +39,8 @@ class PruningCallback(L.Callback):
 
     def __init__(self, recipe: Recipe, *, report: bool) -> None:
         self.recipe, self.report = recipe, report
-        self.pruner: Pruner | None = None
+        self.pruner: AnyPruner | None = None
+        self.dense: nn.Module | None = None
         self.updates: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.metrics_before: dict[str, float] = {}
@@ -68,6 +75,7 @@ class PruningCallback(L.Callback):
                 "`strategy` keeps whole weights on each process (one device, DDP), but got "
                 f"{type(trainer.strategy).__name__}, which shards them: masks would be lost. Train with strategy='ddp'."
             )
+        keep_record(pl_module)
         self._arrange(trainer, pl_module, stage)
 
     def _arrange(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -91,10 +99,27 @@ class PruningCallback(L.Callback):
         assert self.pruner is not None
         self.pruner.update_(fraction)
         layers = {name: sparsity_of({name: mask}) for name, mask in self.masks.items()}
-        achieved = sparsity_of(self.masks)
+        achieved = self.pruner.sparsity
         self.updates.append(
             {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
         )
+
+    def _shrink_(
+        self,
+        module: L.LightningModule,
+        call: Call,
+        optimizers: Iterable[Optimizer] = (),
+        copies: Iterable[nn.Module] = (),
+    ) -> None:
+        """Take out what is masked, write it into the module's record, and say which groups could not follow."""
+        assert self.pruner is not None and not isinstance(self.pruner, Pruner)
+        self.dense = self.dense or copy.deepcopy(call.module)
+        known = dict(self.pruner.frozen)
+        plans_of(module).append(self.pruner.shrink_(optimizers, copies))
+        if self.updates:
+            self.updates[-1]["achieved"] = self.pruner.sparsity
+        for name, reason in self.pruner.frozen.items() - known.items():
+            self._warn(f"`{name}` stays whole: {reason}.")
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -85,7 +85,8 @@ class SparsityMonitor(L.Callback):
         callbacks, before = self._pruning(trainer), self._cost_before
         after = measure(pl_module, self._call, latency=self.latency and not callbacks)
         if self.latency and callbacks and self._call and before:
-            before, after = compare_with_dense(pl_module, self._call, before, after)
+            dense = next((cb.dense for cb in callbacks if cb.dense is not None), None)
+            before, after = compare_with_dense(pl_module, self._call, before, after, dense)
         self.report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
         if trainer.is_global_zero:
             paths = write(self.report, folder)

@@ -19,15 +19,18 @@ from lightning_prune.callbacks.evaluation import (
     step_of,
     validate_within_fit,
 )
+from lightning_prune.callbacks.structure import example_call, keep_record
+from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Criterion, Granularity, Scope
+from lightning_prune.core.types import Couples, Criterion, Granularity, Scope
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shrinking import pruner_of
 
 FILE_NAME = "pruned.ckpt"
 
@@ -50,6 +53,9 @@ class PostTrainingPruning(PruningCallback):
         num_calibration_batches: how many training batches to calibrate on, at least 1.
         reestimate_batch_norm: whether batch-norm statistics are computed anew on those batches, after pruning.
         report: whether to write `report.json` and `report.md` beside the run.
+        budget: for coupled granularities (`Channel`, `Head`), what the smaller model may cost, in place of `sparsity`.
+
+    Coupled granularities, `Layer` among them, take out what they prune: the model is physically smaller afterwards.
 
     Raises:
         ValueError: a value out of its range, at once; what does not fit the model, before any weight is changed.
@@ -67,7 +73,7 @@ class PostTrainingPruning(PruningCallback):
         sparsity: float | Mapping[str, float] | None = None,
         *,
         criterion: Criterion = Magnitude(),
-        granularity: Granularity = Weight(),
+        granularity: Granularity | Couples = Weight(),
         scope: Scope = Global(),
         include: Sequence[Any] | None = None,
         exclude: Sequence[Any] = (),
@@ -75,8 +81,10 @@ class PostTrainingPruning(PruningCallback):
         num_calibration_batches: int = 16,
         reestimate_batch_norm: bool = False,
         report: bool = True,
+        budget: Budget | None = None,
     ) -> None:
-        super().__init__(Recipe(sparsity, criterion, granularity, scope, include, exclude), report=report)
+        recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
+        super().__init__(recipe, report=report)
         if "movement" in required_statistics(criterion):
             raise ValueError(
                 f"`criterion` reads a trained model, but got {criterion}, a sum over training: use TrainTimePruning."
@@ -93,8 +101,9 @@ class PostTrainingPruning(PruningCallback):
         Raises:
             ValueError: the recipe does not fit the model, or there will be no best checkpoint.
         """
-        pruner = Pruner(pl_module, self.recipe)
-        if pruner.statistics.gradients:
+        if not isinstance(self.recipe.granularity, Couples):
+            Pruner(pl_module, self.recipe)
+        if {"grad"} & set(required_statistics(self.recipe.criterion)):
             loss_of(pl_module)
         monitored = (
             isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
@@ -136,7 +145,9 @@ class PostTrainingPruning(PruningCallback):
         Raises:
             ValueError: the recipe does not fit the model, or calibration data is missing.
         """
-        Pruner(model, self.recipe)  # refuse before anything is loaded or run
+        if not isinstance(self.recipe.granularity, Couples):
+            Pruner(model, self.recipe)  # refuse before anything is loaded or run
+        keep_record(model)
         self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(
             trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False)
@@ -152,7 +163,11 @@ class PostTrainingPruning(PruningCallback):
         return self.metrics_after
 
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
-        self.pruner = Pruner(module, self.recipe)
+        call = None
+        if isinstance(self.recipe.granularity, Couples):
+            loader = loader() if callable(loader) else loader
+            call = example_call(module, calibration_batches(trainer, loader, 1)[0])
+        self.pruner = pruner_of(module, self.recipe, call)
         statistics = self.pruner.statistics
         needs_data = statistics.activations or statistics.gradients or self.reestimate_batch_norm
         batches: Iterable[Any] = ()
@@ -163,6 +178,8 @@ class PostTrainingPruning(PruningCallback):
             loss = loss_of(module) if statistics.gradients else None
             calibrate(statistics, module, batches, forward=step_of(module), loss=loss)
             self._update_(1.0, step=trainer.global_step, progress=1.0)
+            if call is not None:
+                self._shrink_(module, call)
             if self.reestimate_batch_norm:
                 reestimate_batch_norm_(module, batches, forward=step_of(module))
 

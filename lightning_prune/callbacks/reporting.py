@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
+from torch import nn
 
-from lightning_prune.core.masks import sparsity_of
-from lightning_prune.model.pruning import Pruner
+from lightning_prune.callbacks.structure import plans_of
+from lightning_prune.model.shrinking import AnyPruner
 from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update
 from lightning_prune.report.environment import environment
 
@@ -19,7 +20,8 @@ class Prunes(Protocol):
     """What a report tells of a pruning callback."""
 
     kind: ClassVar[str]
-    pruner: Pruner | None
+    pruner: AnyPruner | None
+    dense: nn.Module | None
     updates: list[dict[str, Any]]
     warnings: list[str]
     metrics_before: dict[str, float]
@@ -44,14 +46,13 @@ def build_report(
     updates = sorted(
         (Update(**update) for callback in callbacks for update in callback.updates), key=lambda u: u.step
     )
-    masks = {name: mask for pruner in pruners for name, mask in pruner.masks.items()}
     path = _checkpoint(callbacks, trainer)
     metrics_before, metrics_after = _metrics(callbacks, evaluations)
     return Report(
         kind=callbacks[0].kind if callbacks else "none",
         recipe=_recipe(callbacks),
         target_sparsity=_target(pruners),
-        achieved_sparsity=sparsity_of(masks) if pruners else None,
+        achieved_sparsity=_achieved(pruners),
         layers=tuple(layer for pruner in pruners for layer in _layers(pruner, before, after)),
         updates=tuple(updates),
         evaluations=tuple(evaluations),
@@ -65,7 +66,7 @@ def build_report(
         resume_command=f"trainer.fit(model, ckpt_path={path!r})"
         if path and not _is_pruned_once(callbacks)
         else None,
-        load_command=f"{type(module).__name__}.load_from_checkpoint({path!r})" if path else None,
+        load_command=_load_command(module, path),
     )
 
 
@@ -90,6 +91,14 @@ def with_macs_of(before: Cost, seen: Cost) -> Cost:
         layers=layers,
         unmeasured=unmeasured,
     )
+
+
+def _load_command(module: L.LightningModule, path: str | None) -> str | None:
+    """How to load the checkpoint: a smaller model has to be made as small first."""
+    if path is None:
+        return None
+    name = type(module).__name__
+    return f"load_pruned({name}, {path!r})" if plans_of(module) else f"{name}.load_from_checkpoint({path!r})"
 
 
 def _is_pruned_once(callbacks: Sequence[Prunes]) -> bool:
@@ -131,7 +140,17 @@ def _recipe(callbacks: Sequence[Prunes]) -> dict[str, str]:
     }
 
 
-def _target(pruners: Sequence[Pruner]) -> float | None:
+def _achieved(pruners: Sequence[AnyPruner]) -> float | None:
+    """The sparsity reached, over all that the pruners remove."""
+    if not pruners:
+        return None
+    if len(pruners) == 1:
+        return pruners[0].sparsity
+    sizes = [sum(parameter.numel() for parameter in pruner.targets.values()) for pruner in pruners]
+    return sum(n * pruner.sparsity for n, pruner in zip(sizes, pruners, strict=True)) / sum(sizes)
+
+
+def _target(pruners: Sequence[AnyPruner]) -> float | None:
     """The final sparsity, over the groups of all pruners."""
     sizes = [pruner.num_groups for pruner in pruners]
     if not sum(sizes):
@@ -139,7 +158,7 @@ def _target(pruners: Sequence[Pruner]) -> float | None:
     return sum(size * pruner.final_sparsity for size, pruner in zip(sizes, pruners, strict=True)) / sum(sizes)
 
 
-def _layers(pruner: Pruner, before: Cost | None, after: Cost) -> list[Layer]:
+def _layers(pruner: AnyPruner, before: Cost | None, after: Cost) -> list[Layer]:
     macs = [{layer.name: layer.macs for layer in cost.layers} if cost else {} for cost in (before, after)]
     layers = []
     for name, parameter in pruner.targets.items():

@@ -11,17 +11,22 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallback, averaged_models
 from lightning_prune.callbacks.run_length import resolve_window
+from lightning_prune.callbacks.structure import example_call
+from lightning_prune.core.budgets import Budget
+from lightning_prune.core.checks import check_choice
 from lightning_prune.core.criteria.weights import Magnitude
-from lightning_prune.core.granularities import Weight
+from lightning_prune.core.granularities import Layer, Weight
 from lightning_prune.core.ramp import Ramp
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.schedules import Polynomial
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Criterion, Granularity, Schedule, Scope
+from lightning_prune.core.types import Couples, Criterion, Granularity, Schedule, Scope
 from lightning_prune.core.windows import Window
+from lightning_prune.model.calls import Call
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
-from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
+SHRINK = ("end", "update", "never")
 DECAYED = 0.3  # of the peak learning rate: below it, a network hardly recovers from what is pruned
 
 
@@ -47,6 +52,10 @@ class TrainTimePruning(PruningCallback):
             trained: stepped by an optimizer and not frozen when fitting starts.
         exclude: patterns or module types to leave out.
         report: whether to write `report.json` and `report.md` beside the run.
+        shrink: for coupled granularities (`Channel`, `Head`), when what is masked is taken out of the model for real:
+            at the "end" of the ramp (the default), with each "update", so that training gets faster as the model gets
+            smaller, or "never".
+        budget: for coupled granularities, what the smaller model may cost, in place of `sparsity`.
 
     Raises:
         ValueError: a value out of its range, at once; what does not fit model or trainer, before the first step.
@@ -66,41 +75,68 @@ class TrainTimePruning(PruningCallback):
         *,
         schedule: Schedule = Polynomial(),
         criterion: Criterion = Magnitude(),
-        granularity: Granularity = Weight(),
+        granularity: Granularity | Couples = Weight(),
         scope: Scope = Global(),
         window: Window = Window(),
         include: Sequence[Any] | None = None,
         exclude: Sequence[Any] = (),
         report: bool = True,
+        shrink: str | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        super().__init__(Recipe(sparsity, criterion, granularity, scope, include, exclude), report=report)
-        self.schedule, self.window = schedule, window
+        recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
+        super().__init__(recipe, report=report)
+        self.schedule, self.window, self.shrink = schedule, window, _checked_shrink(shrink, granularity)
         self.ramp: Ramp | None = None
         self._before: dict[str, Any] | None = None
         self._optimizers: list[Optimizer] = []
         self._hooks, self._watching = ExitStack(), ExitStack()
         self._peak_lr, self._is_counted, self._is_watching, self._is_news = 0.0, False, False, False
+        self._call: Call | None = None
+        self._is_to_shrink = False
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
-        return {**super().describe(), "schedule": as_text(self.schedule), "window": str(self.window)}
+        nouns = {**super().describe(), "schedule": as_text(self.schedule), "window": str(self.window)}
+        return nouns | ({"shrink": self.shrink} if self.shrink is not None else {})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what would lose sparsity, or could not follow a model that becomes smaller.
+
+        Raises:
+            ValueError: a strategy that shards the weights, or one of several processes where the model is to shrink.
+        """
+        super().setup(trainer, pl_module, stage)
+        if self.shrink in ("end", "update") and stage == "fit" and trainer.world_size > 1:
+            raise ValueError(
+                f"`shrink` is 'never' with {trainer.world_size} processes, whose gradient buckets cannot follow a "
+                f"model that becomes smaller, but got {self.shrink!r}: train with shrink='never', then take out what "
+                "is masked in one process, with PostTrainingPruning(...).run or shrink()."
+            )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the targets, go on from what was loaded, and hook on to the optimizers."""
         self._before = self._take_state(pl_module)
-        self.pruner = Pruner(pl_module, self.recipe, trained=trained_ids(trainer.optimizers))
-        self.ramp, self.updates = None, []
-        if self._before is not None:
-            self._restore_(self._before)
-        targets = {id(parameter) for parameter in self.pruner.targets.values()}
-        self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
-        if not self._optimizers:
-            raise ValueError(
-                f"`include` names weights that are trained, but no optimizer steps {list(self.pruner.targets)}."
-            )
+        self.ramp, self.updates, self.pruner = None, [], None
+        self._optimizers = list(trainer.optimizers)
+        if not isinstance(self.recipe.granularity, Couples):
+            self._build(trainer, pl_module)
+            targets = {id(parameter) for parameter in self._pruner.targets.values()}
+            self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
+            if not self._optimizers:
+                raise ValueError(
+                    f"`include` names weights that are trained, but no optimizer steps {list(self._pruner.targets)}."
+                )
         self._hooks.close()
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
+
+    def _build(self, trainer: L.Trainer, pl_module: L.LightningModule, call: Call | None = None) -> None:
+        """Find what is pruned, and go on from what was loaded. Coupled groups show in a call of the model only."""
+        self._call = call
+        self.pruner = pruner_of(pl_module, self.recipe, call, trained_ids(trainer.optimizers))
+        if self._before is not None:
+            self._restore_(self._before)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the window, and update where it begins before the first step and the criterion needs no data.
@@ -117,12 +153,18 @@ class TrainTimePruning(PruningCallback):
         else:
             self.ramp, self._peak_lr = Ramp(self.schedule, steps), self._before["peak_lr"]
             self.ramp.load_state_dict(self._before["ramp"])
-        if not self._pruner.statistics.activations:
+        if self.pruner is not None and not self._pruner.statistics.activations:
             self._update_if_due()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any
+    ) -> None:
         """Watch activations where an update is near; at other times no hook is set."""
         self._is_counted = False
+        if self.pruner is None:
+            self._build(trainer, pl_module, example_call(pl_module, batch))
+            if not self._pruner.statistics.activations:
+                self._update_if_due()
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
             self._watching.enter_context(self._pruner.statistics.watch())
             self._is_watching = True
@@ -147,6 +189,10 @@ class TrainTimePruning(PruningCallback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Mask averaged copies of the weights, and log the sparsity where it is news."""
         self._mask_averages_(trainer)
+        if self._is_to_shrink:
+            assert self._call is not None
+            self._shrink_(pl_module, self._call, self._optimizers, averaged_models(trainer))
+            self._is_to_shrink = False
         if self._is_news:
             achieved = self.updates[-1]["achieved"] if self.updates else 0.0
             pl_module.log("pruning/sparsity", achieved, prog_bar=True, batch_size=1)
@@ -180,13 +226,13 @@ class TrainTimePruning(PruningCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, steps, updates and nouns, safe under `torch.load(weights_only=True)`."""
-        state = super().state_dict()
+        state = super().state_dict() if self.pruner is not None else (self._before or super().state_dict())
         if self.ramp is not None:
             return {**state, "ramp": self.ramp.state_dict(), "peak_lr": self._peak_lr}
         return {**(self._before or {}), **state}
 
     @property
-    def _pruner(self) -> Pruner:
+    def _pruner(self) -> AnyPruner:
         assert self.pruner is not None
         return self.pruner
 
@@ -210,6 +256,7 @@ class TrainTimePruning(PruningCallback):
         mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
         self._ramp.is_due = False
         self._is_news = True
+        self._is_to_shrink = self.shrink == "update" or (self.shrink == "end" and self._ramp.is_over)
         self._check_learning_rate()
 
     def _check_learning_rate(self) -> None:
@@ -229,3 +276,20 @@ class TrainTimePruning(PruningCallback):
     def _stop_watching(self) -> None:
         self._watching.close()
         self._is_watching = False
+
+
+def _checked_shrink(shrink: str | None, granularity: Granularity | Couples) -> str | None:
+    """Return when a model shrinks: None where the granularity cannot make it smaller."""
+    if not isinstance(granularity, Couples):
+        if shrink is not None:
+            raise ValueError(
+                f"`shrink` is for granularities of coupled groups, Channel and Head, but got {shrink!r} with "
+                f"{granularity}."
+            )
+        return None
+    if isinstance(granularity, Layer):
+        raise ValueError(
+            "`granularity` Layer takes out whole blocks at once, which cannot ramp up in training: use "
+            f"PostTrainingPruning, but not {granularity} here."
+        )
+    return check_choice("shrink", "end" if shrink is None else shrink, SHRINK)

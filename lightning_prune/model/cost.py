@@ -50,7 +50,9 @@ def measure(model: nn.Module, call: Call | None = None, *, latency: bool = True)
     return _with_latency(cost, model, call) if latency else _without(cost, "not asked for", "latency")
 
 
-def compare_with_dense(model: nn.Module, call: Call, before: Cost, after: Cost) -> tuple[Cost, Cost]:
+def compare_with_dense(
+    model: nn.Module, call: Call, before: Cost, after: Cost, dense: nn.Module | None = None
+) -> tuple[Cost, Cost]:
     """Return the costs before and after with latencies of the masked model and of its dense twin, taken in turns.
 
     Two measurements hours apart compare the load of the machine rather than the models.
@@ -60,10 +62,12 @@ def compare_with_dense(model: nn.Module, call: Call, before: Cost, after: Cost) 
         call: an example call of it or of a part of it.
         before: cost of the dense model.
         after: cost of the masked model.
+        dense: what was called before the model became smaller; by default the masked model without its zeros.
     """
     try:
         with replaying(model, call) as masked:
-            dense_latency, masked_latency = measure_latencies(dense_twin(masked), masked)
+            twin = dense_twin(masked) if dense is None else replace(masked, module=dense.eval())
+            dense_latency, masked_latency = measure_latencies(twin, masked)
     except Exception as error:
         return _without_latency(before, error), _without_latency(after, error)
     return _with(before, latency=dense_latency), _with(after, latency=masked_latency)

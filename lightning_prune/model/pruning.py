@@ -18,6 +18,7 @@ from lightning_prune.core.masks import (
     group_scores,
     group_shapes,
     pack,
+    sparsity_of,
     unpack,
     without_pruned,
 )
@@ -64,6 +65,11 @@ class Pruner:
     def num_groups(self) -> int:
         """The number of groups of all targets."""
         return sum(math.prod(shape) for shape in self.group_shapes.values())
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the targets' weights that the masks remove."""
+        return sparsity_of(self.masks)
 
     def count_groups(self, name: Name) -> tuple[int, int] | None:
         """Return how many groups a target has and keeps; None where each weight is its own group."""

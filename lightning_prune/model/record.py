@@ -1,27 +1,27 @@
-"""The record of a pruning: the plans that were carried out, kept in checkpoints and replayed on dense models."""
+"""The record of a pruning, replayed: a freshly built dense model becomes as small as a checkpoint, without a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from lightning_prune.graph import Plan
-from lightning_prune.graph.plan_data import from_data
-from lightning_prune.model.skip import Skip
+from lightning_prune.model.history import KEY as KEY
+from lightning_prune.model.history import plans_of, read_record
 from lightning_prune.model.surgery import carry_out_
 
-KEY = "lightning_prune_record"
-"""Where a checkpoint keeps the plans, beside its `state_dict`."""
+HOOK = "on_load_checkpoint"
 M = TypeVar("M", bound=nn.Module)
+_PATCHING = RLock()
 
 
 def replay_(model: nn.Module, plans: Iterable[Plan]) -> None:
-    """Make a freshly built dense model as small as the plans say, before weights are loaded into it.
+    """Carry out plans one after another, all of them or none.
 
     Raises:
         ValueError: the plans belong to another model; this one is then as it was.
@@ -32,72 +32,100 @@ def replay_(model: nn.Module, plans: Iterable[Plan]) -> None:
         undo.pop_all()
 
 
-def shrink_to_(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[Plan]:
-    """Make a model as small as the one of a checkpoint, if it is not yet, and return all plans of the checkpoint.
+def shrink_to_(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[Plan, ...]:
+    """Make a model as small as the one of a checkpoint, as far as it is not yet, and return the checkpoint's plans.
+
+    Call it before the weights are loaded. A dense checkpoint, and one whose weights fit already, change nothing.
 
     Raises:
-        ValueError: the record is damaged, of a newer version, or belongs to another model, which is then as it was.
+        ValueError: the record is damaged, of a newer version or of another model, or this one is smaller already. It is
+            then as it was.
     """
-    plans = record_of(checkpoint)
-    weights = checkpoint.get("state_dict", {})
-    own = model.state_dict()
-    cut = {name for plan in plans for name in plan.slices}
-    if any(name in own and name in weights and own[name].shape != weights[name].shape for name in cut) or any(
-        path and not isinstance(model.get_submodule(path), Skip)
-        for plan in plans
-        for path, how in plan.replaced.items()
-        if how.startswith("skip")
-    ):
-        replay_(model, plans)
+    plans, done = read_record(checkpoint), plans_of(model)
+    if plans[: len(done)] == done:
+        replay_(model, plans[len(done) :])
+    elif not _fits(model, checkpoint.get("state_dict", {})):
+        raise ValueError(_why_not(model, plans, done))
     return plans
 
 
-def record_of(checkpoint: Mapping[str, Any]) -> list[Plan]:
-    """Return the plans of a checkpoint, none where it holds a dense model.
+def _fits(model: nn.Module, weights: Mapping[str, Any]) -> bool:
+    own = model.state_dict()
+    return all(own[name].shape == weights[name].shape for name in own if name in weights)
 
-    Raises:
-        ValueError: they are damaged or newer than this version.
-    """
-    return list(from_data(checkpoint[KEY])) if KEY in checkpoint else []
+
+def _why_not(model: nn.Module, plans: tuple[Plan, ...], done: tuple[Plan, ...]) -> str:
+    kind = type(model).__name__
+    if done[: len(plans)] == plans:
+        return (
+            f"`checkpoint` is loaded into a model that is not smaller than its own, but got a {kind} that was made "
+            f"smaller {len(done)} times, and a checkpoint from when it had been {len(plans)} times: build a new {kind}."
+        )
+    first = next(i for i, (a, b) in enumerate(zip(plans, done, strict=False)) if a != b)
+    return (
+        f"`checkpoint` is loaded into a model that was pruned as its own was, but got a {kind} that was pruned "
+        f"differently: {'; '.join(plans[first].differences(done[first])[:3])}. Build a new {kind}."
+    )
 
 
 def load_pruned(
-    cls: type[M], path: str | Path, *, map_location: Any = "cpu", strict: bool = True, **kwargs: Any
+    cls: type[M], path: str | Path, *, map_location: Any = "cpu", strict: bool | None = None, **kwargs: Any
 ) -> M:
-    """Build a model and load the weights of a checkpoint in which it is smaller.
+    """Load a LightningModule from a checkpoint in which it is physically smaller than its class builds it.
 
-    It works as `Class.load_from_checkpoint` does, on dense checkpoints too. Nothing is unpickled but plain data.
+    `Class.load_from_checkpoint` does the work, with `weights_only=True`: nothing is unpickled but tensors and plain
+    data. Before it loads the weights, the record that lies in the checkpoint is replayed. Dense checkpoints load as ever.
 
     Args:
         cls: the LightningModule.
         path: of a checkpoint.
         map_location: where the weights go, as for `torch.load`.
-        strict: whether the names must agree, as for `load_state_dict`.
+        strict: whether the names must agree, as for `load_from_checkpoint`.
         kwargs: arguments of `cls` that the checkpoint does not hold, or others than it holds.
 
     Raises:
-        ValueError: the record is damaged, of a newer version, or belongs to another model.
+        ValueError: the record is damaged, of a newer version or of another model, or `cls` is no LightningModule.
 
     Example:
         >>> load_pruned(LitModel, "pruned.ckpt")  # doctest: +SKIP
     """
-    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
-        raise ValueError(f"`path` is a checkpoint with a state_dict, but got {path}, which has none.")
-    record_of(checkpoint)
-    model = cls(**{**checkpoint.get("hyper_parameters", {}), **kwargs})
-    shrink_to_(model, checkpoint)
-    hook: Any = getattr(model, "on_load_checkpoint", None)
-    if hook is not None:
-        hook(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"], strict=strict)
-    return model.to(map_location) if isinstance(map_location, (str, torch.device)) else model
+    if not hasattr(cls, "load_from_checkpoint"):
+        raise ValueError(
+            f"`cls` is a LightningModule, which builds itself from a checkpoint, but got {cls!r}."
+        )
+    with _replaying(cls):
+        loaded: M = cls.load_from_checkpoint(
+            path, map_location=map_location, strict=strict, weights_only=True, **kwargs
+        )
+    return loaded
+
+
+@contextmanager
+def _replaying(cls: Any) -> Iterator[None]:
+    """Let what is loaded by a class replay its record first. Other threads may load at the same time: theirs do, too."""
+    inner = getattr(cls, HOOK)
+
+    def on_load_checkpoint(self: nn.Module, checkpoint: dict[str, Any]) -> None:
+        shrink_to_(self, checkpoint)
+        inner(self, checkpoint)
+
+    with _PATCHING:
+        is_own = HOOK in vars(cls)
+        setattr(cls, HOOK, on_load_checkpoint)
+        try:
+            yield
+        finally:
+            setattr(cls, HOOK, inner) if is_own else delattr(cls, HOOK)
 
 
 class ReplaysRecord:
     """A mixin for LightningModules whose pruned checkpoints `Class.load_from_checkpoint` is to load by itself.
 
-    Put it first: `class LitModel(ReplaysRecord, LightningModule)`.
+    So do `trainer.fit`, `validate`, `test` and `predict` with `ckpt_path`, also where no pruning callback is there.
+
+    Example:
+        >>> class LitModel(ReplaysRecord, LightningModule): ...  # doctest: +SKIP
+        >>> LitModel.load_from_checkpoint("pruned.ckpt")  # doctest: +SKIP
     """
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
