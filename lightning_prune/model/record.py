@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock
@@ -32,10 +32,10 @@ def replay_(model: nn.Module, plans: Iterable[Plan]) -> None:
         undo.pop_all()
 
 
-def shrink_to_(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[Plan, ...]:
+def shrink_to_(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[Plan]:
     """Make a model as small as the one of a checkpoint, as far as it is not yet, and return the checkpoint's plans.
 
-    Call it before the weights are loaded. A dense checkpoint, and one whose weights fit already, change nothing.
+    Call it before the weights are loaded. One without a record, whose weights fit, changes nothing.
 
     Raises:
         ValueError: the record is damaged, of a newer version or of another model, or this one is smaller already. It is
@@ -44,9 +44,9 @@ def shrink_to_(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[Plan, .
     plans, done = read_record(checkpoint), plans_of(model)
     if plans[: len(done)] == done:
         replay_(model, plans[len(done) :])
-    elif not _fits(model, checkpoint.get("state_dict", {})):
+    elif plans or not _fits(model, checkpoint.get("state_dict", {})):
         raise ValueError(_why_not(model, plans, done))
-    return plans
+    return list(plans)
 
 
 def _fits(model: nn.Module, weights: Mapping[str, Any]) -> bool:
@@ -74,7 +74,7 @@ def load_pruned(
     """Load a LightningModule from a checkpoint in which it is physically smaller than its class builds it.
 
     `Class.load_from_checkpoint` does the work, with `weights_only=True`: nothing is unpickled but tensors and plain
-    data. Before it loads the weights, the record that lies in the checkpoint is replayed. Dense checkpoints load as ever.
+    data. Before it loads the weights, the checkpoint's record is replayed. Dense checkpoints load as ever.
 
     Args:
         cls: the LightningModule.
@@ -89,20 +89,18 @@ def load_pruned(
     Example:
         >>> load_pruned(LitModel, "pruned.ckpt")  # doctest: +SKIP
     """
-    if not hasattr(cls, "load_from_checkpoint"):
+    if not (isinstance(cls, type) and hasattr(cls, "load_from_checkpoint")):
         raise ValueError(
             f"`cls` is a LightningModule, which builds itself from a checkpoint, but got {cls!r}."
         )
     with _replaying(cls):
-        loaded: M = cls.load_from_checkpoint(
-            path, map_location=map_location, strict=strict, weights_only=True, **kwargs
-        )
-    return loaded
+        load: Callable[..., M] = getattr(cls, "load_from_checkpoint")  # noqa: B009
+        return load(path, map_location=map_location, strict=strict, weights_only=True, **kwargs)
 
 
 @contextmanager
 def _replaying(cls: Any) -> Iterator[None]:
-    """Let what is loaded by a class replay its record first. Other threads may load at the same time: theirs do, too."""
+    """Let what is loaded by a class replay its record first; what other threads load meanwhile does so, too."""
     inner = getattr(cls, HOOK)
 
     def on_load_checkpoint(self: nn.Module, checkpoint: dict[str, Any]) -> None:
