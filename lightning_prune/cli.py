@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.config import AXES, PRUNING
 from lightning_prune.core.checks import check_choice, check_count, did_you_mean
-from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.recipe import Recipe, checked_shrink
 from lightning_prune.examples.settings import Loading, Optimization
 
 if TYPE_CHECKING:
@@ -213,9 +213,12 @@ def _trainer(cfg: DictConfig) -> L.Trainer:
 
 
 def _load_weights(model: L.LightningModule, checkpoint: Mapping[str, Any], path: str) -> None:
+    from lightning_prune.model.record import shrink_to_
+
     try:
+        shrink_to_(model, checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise SettingsError(
             f"`model` is the one that was saved in {path}, but got another: {error}"
         ) from None
@@ -255,7 +258,9 @@ def _check_example(node: DictConfig, settings: type[Loading] | type[Optimization
 def _check_recipe(pruning: Mapping[str, Any]) -> None:
     nouns = {axis: instantiate(pruning[axis]) for axis in AXES if axis in pruning}
     plain = {name: _plain(pruning[name]) for name in ("sparsity", "include", "exclude")}
-    Recipe(**plain, **{name: nouns[name] for name in ("criterion", "granularity", "scope")})
+    if pruning["_target_"] == PRUNING["train_time"][0]:
+        checked_shrink(pruning["shrink"], nouns["granularity"])
+    Recipe(**plain, **{name: nouns[name] for name in ("criterion", "granularity", "scope", "budget")})
     if "num_calibration_batches" in pruning:
         check_choice("checkpoint", pruning["checkpoint"], ("last", "best"))
         check_count("num_calibration_batches", pruning["num_calibration_batches"], minimum=1)

@@ -29,6 +29,7 @@ AXES = {
     "granularity": "lightning_prune.core.granularities",
     "scope": "lightning_prune.core.scopes",
     "window": "lightning_prune.core.windows",
+    "budget": "lightning_prune.core.budgets",
 }
 PRIMITIVES = (bool, int, float, str)
 FOR_TYPE_CHECKERS = {"Callable": Callable, "Tensor": Any}
@@ -43,7 +44,7 @@ def nouns(axis: str) -> dict[str, type]:
 
     Example:
         >>> list(nouns("granularity"))
-        ['Weight', 'Slice', 'Kernel', 'Block']
+        ['Channel', 'Head', 'Layer', 'Weight', 'Slice', 'Kernel', 'Block']
     """
     return {
         name: member
@@ -82,7 +83,7 @@ def schema(noun: type, target: str, more: Mapping[str, tuple[Any, Any]] | None =
 PRUNING: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
     "train_time": (
         "lightning_prune.TrainTimePruning",
-        {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True)},
+        {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True), "shrink": (Any, None)},
     ),
     "post_training": (
         "lightning_prune.PostTrainingPruning",

@@ -13,11 +13,10 @@ from lightning_prune.callbacks.base import PruningCallback, averaged_models
 from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import example_call
 from lightning_prune.core.budgets import Budget
-from lightning_prune.core.checks import check_choice
 from lightning_prune.core.criteria.weights import Magnitude
-from lightning_prune.core.granularities import Layer, Weight
+from lightning_prune.core.granularities import Weight
 from lightning_prune.core.ramp import Ramp
-from lightning_prune.core.recipe import Recipe, as_text
+from lightning_prune.core.recipe import Recipe, as_text, checked_shrink
 from lightning_prune.core.schedules import Polynomial
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Schedule, Scope
@@ -26,7 +25,6 @@ from lightning_prune.model.calls import Call
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
-SHRINK = ("end", "update", "never")
 DECAYED = 0.3  # of the peak learning rate: below it, a network hardly recovers from what is pruned
 
 
@@ -86,7 +84,7 @@ class TrainTimePruning(PruningCallback):
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
         super().__init__(recipe, report=report)
-        self.schedule, self.window, self.shrink = schedule, window, _checked_shrink(shrink, granularity)
+        self.schedule, self.window, self.shrink = schedule, window, checked_shrink(shrink, granularity)
         self.ramp: Ramp | None = None
         self._before: dict[str, Any] | None = None
         self._optimizers: list[Optimizer] = []
@@ -276,20 +274,3 @@ class TrainTimePruning(PruningCallback):
     def _stop_watching(self) -> None:
         self._watching.close()
         self._is_watching = False
-
-
-def _checked_shrink(shrink: str | None, granularity: Granularity | Couples) -> str | None:
-    """Return when a model shrinks: None where the granularity cannot make it smaller."""
-    if not isinstance(granularity, Couples):
-        if shrink is not None:
-            raise ValueError(
-                f"`shrink` is for granularities of coupled groups, Channel and Head, but got {shrink!r} with "
-                f"{granularity}."
-            )
-        return None
-    if isinstance(granularity, Layer):
-        raise ValueError(
-            "`granularity` Layer takes out whole blocks at once, which cannot ramp up in training: use "
-            f"PostTrainingPruning, but not {granularity} here."
-        )
-    return check_choice("shrink", "end" if shrink is None else shrink, SHRINK)

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_prune.core.budgets import Budget
-from lightning_prune.core.checks import check_sparsity
+from lightning_prune.core.checks import check_choice, check_sparsity
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
-from lightning_prune.core.granularities import Weight
+from lightning_prune.core.granularities import Layer, Weight
 from lightning_prune.core.patterns import check_patterns
 from lightning_prune.core.scopes.allocations import Fixed
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Name, Prescribes, Scope, Shape
+
+SHRINK = ("end", "update", "never")
 
 
 @dataclass(frozen=True)
@@ -113,3 +115,24 @@ def _checked(argument: str, patterns: Any) -> tuple[Any, ...]:
     found = tuple(patterns)
     check_patterns(argument, [p for p in found if not isinstance(p, type)])
     return found
+
+
+def checked_shrink(shrink: str | None, granularity: Granularity | Couples) -> str | None:
+    """Return when a model shrinks in training: None where the granularity cannot make it smaller.
+
+    Raises:
+        ValueError: an unknown time, one where there is none, or a granularity that training cannot ramp up.
+    """
+    if not isinstance(granularity, Couples):
+        if shrink is not None:
+            raise ValueError(
+                f"`shrink` is for granularities of coupled groups, Channel and Head, but got {shrink!r} with "
+                f"{granularity}."
+            )
+        return None
+    if isinstance(granularity, Layer):
+        raise ValueError(
+            "`granularity` Layer takes out whole blocks at once, which cannot ramp up in training: use "
+            f"PostTrainingPruning, but not {granularity} here."
+        )
+    return check_choice("shrink", "end" if shrink is None else shrink, SHRINK)
