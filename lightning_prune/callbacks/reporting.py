@@ -10,6 +10,7 @@ import lightning as L
 from torch import nn
 
 from lightning_prune.callbacks.structure import plans_of
+from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner
 from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update
 from lightning_prune.report.environment import environment
@@ -67,6 +68,8 @@ def build_report(
         if path and not _is_pruned_once(callbacks)
         else None,
         load_command=_load_command(module, path),
+        equivalence_error=max((e for p in pruners for e in _errors(p)), default=None),
+        frozen={name: why for pruner in pruners for name, why in _frozen(pruner).items()},
     )
 
 
@@ -99,6 +102,16 @@ def _load_command(module: L.LightningModule, path: str | None) -> str | None:
         return None
     name = type(module).__name__
     return f"load_pruned({name}, {path!r})" if plans_of(module) else f"{name}.load_from_checkpoint({path!r})"
+
+
+def _errors(pruner: AnyPruner) -> list[float]:
+    plans = [] if isinstance(pruner, Pruner) else pruner.plans
+    return [plan.error for plan in plans if plan.error is not None]
+
+
+def _frozen(pruner: AnyPruner) -> dict[str, str]:
+    """What could not become smaller, but for what nobody expects to: kernels, inputs and outputs."""
+    return {} if isinstance(pruner, Pruner) else {**pruner.couplings.frozen, **pruner.frozen}
 
 
 def _is_pruned_once(callbacks: Sequence[Prunes]) -> bool:

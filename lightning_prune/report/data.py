@@ -193,6 +193,9 @@ class Report:
         checkpoint: path of the pruned checkpoint.
         resume_command: how to go on with the run.
         load_command: how to load the result.
+        equivalence_error: largest relative difference between the outputs of the masked and of the smaller model, in
+            float64; None where the model did not become smaller.
+        frozen: what could not become smaller, group or dim of a tensor -> the reason.
         format_version: of this data model.
     """
 
@@ -212,6 +215,8 @@ class Report:
     checkpoint: str | None = None
     resume_command: str | None = None
     load_command: str | None = None
+    equivalence_error: float | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

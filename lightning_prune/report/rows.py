@@ -29,6 +29,10 @@ ZEROS = (
     "Zeros are stored and multiplied like any other number: by themselves they make no model faster and no file "
     "smaller. That takes smaller layers, a compressed format, or a kernel made for zeros."
 )
+CHANNELS = (
+    "Half of the channels are not half of the model: a layer that loses inputs and outputs keeps a quarter of its "
+    "weights, and early layers hold few weights but much of the work. The costs above are what counts; a budget asks for them."
+)
 GZIP = "The file after gzip shows how much a compressed format could save."
 EFFECTIVE = (
     "Effective MACs are what a kernel that skips every zero would have left; no ordinary kernel skips them."
@@ -62,6 +66,7 @@ def page(report: Report) -> Page:
         _costs(before, after),
         _metrics(report),
         _layers(report.layers),
+        _frozen(report),
         _updates(report),
         _evaluations(report),
     ]
@@ -78,8 +83,13 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
     achieved, target = report.achieved_sparsity, report.target_sparsity
     facts = []
     if achieved is not None or target is not None:
-        asked = "" if target is None else f" of the pruned weights (asked for: {percent(target)})"
+        asked = "" if target is None else f" of the {_unit(report)} (asked for: {percent(target)})"
         facts.append(("Sparsity", f"{percent(achieved)}{asked}"))
+    if report.equivalence_error is not None:
+        proof = (
+            f"differs from the masked model by {report.equivalence_error:.1e} at most, relative, in float64"
+        )
+        facts.append(("Small model", proof))
     if report.updates:
         last = report.updates[-1]
         facts.append(("Updates", f"{len(report.updates)}, the last after step {last.step:,}"))
@@ -92,6 +102,12 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
     facts += [(noun.capitalize(), text) for noun, text in nouns.items()]
     paths = {"Checkpoint": report.checkpoint, "Resume": report.resume_command, "Load": report.load_command}
     return (*facts, *((label, text) for label, text in paths.items() if text))
+
+
+def _unit(report: Report) -> str:
+    """What sparsity is the fraction of."""
+    kind = report.recipe.get("granularity", "").partition("(")[0]
+    return {"Channel": "channels", "Head": "heads", "Layer": "blocks"}.get(kind, "pruned weights")
 
 
 def _costs(before: Cost | None, after: Cost | None) -> Table:
@@ -159,6 +175,15 @@ def _kept(layer: Layer) -> str:
     return UNKNOWN if layer.num_groups is None else " of ".join(counts(layer.num_kept, layer.num_groups))
 
 
+def _frozen(report: Report) -> Table:
+    """What stayed whole, counted by the reason: a large model has thousands of dims."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in report.frozen.items():
+        by_reason.setdefault(reason, []).append(name)
+    rows = [(why, f"{len(names):,}", names[0]) for why, names in by_reason.items()]
+    return Table("What stays whole", ("reason", "dims", "such as"), elided(rows, MAX_UPDATES))
+
+
 def _updates(report: Report) -> Table:
     rows = [
         (f"{u.step:,}", percent(u.progress), percent(u.requested), percent(u.achieved))
@@ -188,6 +213,8 @@ def _notes(report: Report) -> tuple[str, ...]:
         notes.append(ZEROS)
     notes += [GZIP] if after and after.gzip_bytes is not None else []
     notes += [EFFECTIVE] if after and after.effective_macs is not None else []
+    if _unit(report) == "channels":
+        notes.append(CHANNELS)
     if latency := (after and after.latency) or (before and before.latency):
         notes.append(_conditions(latency))
     if empty := [layer.name for layer in report.layers if layer.params and not layer.nonzeros]:

@@ -62,6 +62,8 @@ FIELDS_OF_A_REPORT = {
     "checkpoint": st.none() | st.text(),
     "resume_command": st.none() | st.text(),
     "load_command": st.none() | st.text(),
+    "equivalence_error": st.none() | st.floats(min_value=0, allow_nan=False),
+    "frozen": TEXTS,
 }
 REPORTS = st.builds(Report, **FIELDS_OF_A_REPORT)
 REPORT = Report(

@@ -1,0 +1,46 @@
+"""What a report says of a model that became smaller."""
+
+from dataclasses import replace
+
+from lightning_prune.report.data import Cost, Layer, Report
+from lightning_prune.report.rows import page
+
+SMALLER = Report(
+    kind="train_time",
+    recipe={"granularity": "Channel(multiple_of=8)"},
+    target_sparsity=0.5,
+    achieved_sparsity=0.5,
+    layers=(Layer("a.weight", (8, 3), 24, 24, num_groups=16, num_kept=8),),
+    cost_before=Cost(params=1000, nonzeros=1000),
+    cost_after=Cost(params=260, nonzeros=260),
+    equivalence_error=2.5e-16,
+    frozen={"head.weight[0]": "output of the model", "head.bias[0]": "output of the model", "a[1]": "input"},
+)
+
+
+def test_sparsity_is_that_of_what_the_granularity_counts():
+    texts = {}
+    for granularity in ("Channel()", "Head()", "Layer()", "Weight()"):
+        facts = dict(page(replace(SMALLER, recipe={"granularity": granularity})).facts)
+        texts[granularity] = facts["Sparsity"]
+    assert texts == {
+        "Channel()": "50.00 % of the channels (asked for: 50.00 %)",
+        "Head()": "50.00 % of the heads (asked for: 50.00 %)",
+        "Layer()": "50.00 % of the blocks (asked for: 50.00 %)",
+        "Weight()": "50.00 % of the pruned weights (asked for: 50.00 %)",
+    }
+
+
+def test_the_measured_difference_is_told_where_there_is_one():
+    assert "2.5e-16 at most" in dict(page(SMALLER).facts)["Small model"]
+    assert "Small model" not in dict(page(replace(SMALLER, equivalence_error=None)).facts)
+
+
+def test_what_stays_whole_is_counted_by_reason():
+    (table,) = (table for table in page(SMALLER).tables if table.title == "What stays whole")
+    assert table.rows == (("output of the model", "2", "head.weight[0]"), ("input", "1", "a[1]"))
+
+
+def test_channels_parameters_and_work_are_told_apart():
+    assert any("keeps a quarter of its weights" in note for note in page(SMALLER).notes)
+    assert not any("quarter" in note for note in page(replace(SMALLER, recipe={})).notes)
