@@ -31,7 +31,8 @@ ZEROS = (
 )
 CHANNELS = (
     "Half of the channels are not half of the model: a layer that loses inputs and outputs keeps a quarter of its "
-    "weights, and early layers hold few weights but much of the work. The costs above are what counts; a budget asks for them."
+    "weights, and early layers hold few weights but much of the work. The costs above are what counts; a budget asks "
+    "for them."
 )
 GZIP = "The file after gzip shows how much a compressed format could save."
 EFFECTIVE = (

@@ -1,0 +1,195 @@
+"""`shrink`: sparsities, budgets, heads and blocks on the example networks, against counts of the real small model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lightning_prune
+from lightning_prune import Budget, Channel, Global, Head, Isomorphic, Layer, Local, Wanda, prune, shrink
+from lightning_prune.examples.networks import GPT, ConvNet, LeNet5, ResNet20
+from lightning_prune.model.calls import Call
+from lightning_prune.model.depth_pruning import block_influence
+from tests.members import members
+
+TOKENS = torch.randint(0, 11, (2, 16), generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def build(kind, **settings):
+    torch.manual_seed(0)
+    return kind(**settings).eval()
+
+
+def gpt():
+    return build(GPT, vocab_size=11)
+
+
+def params(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(model, x):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("scope", [Local(), Global(), Isomorphic()], ids=str)
+def test_half_of_the_channels_leave_a_third_or_less_of_the_weights(scope):
+    model = build(ResNet20)
+    before = params(model)
+    plan = shrink(model, IMAGES, 0.5, scope=scope, granularity=Channel(multiple_of=1))
+    sizes, kept = zip(*plan.groups.values(), strict=True)
+    assert sum(kept) == pytest.approx(0.5 * sum(sizes), abs=len(sizes))
+    assert 0.15 < params(model) / before < 0.45
+    assert plan.error is not None and plan.error < 1e-10
+    assert model(IMAGES).shape == (2, 10)
+
+
+@pytest.mark.parametrize("fraction", [0.7, 0.5, 0.25])
+@pytest.mark.parametrize("kind", ["params", "macs", "num_bytes"])
+@pytest.mark.parametrize(
+    ("make", "x"), [(lambda: build(ResNet20), IMAGES), (gpt, TOKENS)], ids=["resnet", "gpt"]
+)
+def test_a_budget_is_met_within_two_percent(make, x, kind, fraction):
+    """Counted on the real small model by torch's own counter, not by the types that predicted it."""
+    model = make()
+    cost = {
+        "params": params,
+        "macs": lambda m: macs(m, x),
+        "num_bytes": lambda m: sum(t.numel() * t.element_size() for t in m.state_dict().values()),
+    }[kind]
+    before = cost(model)
+    shrink(model, x, budget=Budget(**{kind: fraction}))
+    assert cost(model) / before == pytest.approx(fraction, abs=0.02)
+
+
+def test_a_budget_out_of_reach_names_the_nearest_and_changes_nothing():
+    model = build(ResNet20)
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"`budget` params=0.001 is out of reach .* params=0.0\d+ of the dense model"
+    ):
+        shrink(model, IMAGES, budget=Budget(params=0.001, tolerance=0.0001))
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_latency_is_measured_and_met_or_refused():
+    model = nn.Sequential(
+        nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
+    )
+    x = torch.randn(64, 512)
+    try:
+        plan = shrink(model, x, budget=Budget(latency=0.5, tolerance=0.1))
+    except ValueError as error:
+        assert "is out of reach" in str(error)  # on a machine too busy to measure
+    else:
+        assert all(kept < size for size, kept in plan.groups.values())
+
+
+def test_heads_go_as_wholes():
+    model = gpt()
+    plan = shrink(model, TOKENS, 0.5, granularity=Head(), scope=Local())
+    assert [block.attention.num_heads for block in model.blocks] == [2] * 4
+    assert model.blocks[0].attention.qkv.weight.shape == (3 * 2 * 32, 128)
+    assert plan.error is not None and plan.error < 1e-10 and model(TOKENS).shape == (2, 16, 11)
+
+
+def test_heads_lose_width_evenly_or_not_at_all():
+    for heads, width in (("dim", 16), ("keep", 32)):
+        model = gpt()
+        shrink(model, TOKENS, 0.5, granularity=Channel(heads=heads), scope=Local())
+        assert model.blocks[0].attention.num_heads == 4
+        assert model.blocks[0].attention.qkv.weight.shape == (3 * 4 * width, 64)
+
+
+def test_the_blocks_that_change_least_are_skipped_and_the_rest_is_untouched():
+    model = gpt()
+    with torch.no_grad():
+        for name in ("attention.out", "shrink"):
+            model.blocks[2].get_submodule(name).weight.mul_(1e-3)
+    reference = copy.deepcopy(model)
+    reference.blocks = nn.Sequential(*(block for i, block in enumerate(reference.blocks) if i != 2))
+    before = params(model)
+    plan = shrink(model, TOKENS, 0.25, granularity=Layer())
+    assert plan.replaced == {"blocks.2": "skip"}
+    assert params(model) == params(reference) < before
+    torch.testing.assert_close(model(TOKENS), reference(TOKENS), rtol=0, atol=0)
+
+
+def test_influence_is_one_minus_the_mean_cosine():
+    model, seen = gpt(), {}
+    hook = model.blocks[1].register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out))
+    model(TOKENS)
+    hook.remove()
+    x, y = (seen[k].double().detach().numpy() for k in "xy")
+    cosine = (x * y).sum(-1) / ((x**2).sum(-1) ** 0.5 * (y**2).sum(-1) ** 0.5)
+    found = block_influence(model, Call(model, (TOKENS,), {}), ["blocks.1"])
+    assert found["blocks.1"] == pytest.approx(1 - cosine.mean(), abs=1e-9)
+
+
+def test_a_model_without_residual_blocks_is_refused():
+    with pytest.raises(ValueError, match="ConvNet has none that can be"):
+        shrink(build(ConvNet), torch.zeros(2, 1, 8, 8), 0.5, granularity=Layer())
+
+
+@pytest.mark.parametrize("criterion", members("criterion"), ids=str)
+def test_every_criterion_ranks_channels(criterion):
+    model = build(LeNet5)
+    x, y = torch.randn(8, 1, 28, 28), torch.arange(8) % 10
+
+    def loss(m, batch):
+        return nn.functional.cross_entropy(m(batch), y)
+
+    needs = lightning_prune.core.criteria.required_statistics(criterion)
+    if "movement" in needs:
+        pytest.skip("a sum over training")
+    plan = shrink(model, x, 0.5, criterion=criterion, scope=Local(), batches=[x], loss=loss)
+    assert plan.groups and all(0 < kept < size for size, kept in plan.groups.values())
+    assert plan.error is not None and plan.error < 1e-10
+
+
+def test_wanda_keeps_the_channels_whose_inputs_are_large():
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Identity(), nn.Linear(8, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].weight[::2] *= 5
+        model[2].weight.fill_(1.0)
+    plan = shrink(model, x := torch.ones(3, 4), 0.5, criterion=Wanda(), batches=[x], include=["0", "2"])
+    assert plan.slices["2.weight"] == {1: (0, 2, 4, 6)}
+
+
+def test_optimizers_go_on_with_the_smaller_model():
+    model = build(LeNet5).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x, y = torch.randn(8, 1, 28, 28), torch.arange(8) % 10
+    for step in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        if step == 0:
+            shrink(model, x, 0.5, optimizers=[optimizer])
+    for parameter in model.parameters():
+        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
+        assert int(optimizer.state[parameter]["step"]) == 3
+
+
+def test_excluded_layers_keep_their_outputs():
+    model = build(LeNet5)
+    plan = shrink(model, torch.randn(2, 1, 28, 28), 0.5, exclude=["features.0"])
+    assert model.features[0].out_channels == 20 and "features.0.weight" not in plan.slices
+
+
+def test_coupled_granularities_are_told_where_to_go():
+    with pytest.raises(ValueError, match=r"taken out by `shrink\(model, example"):
+        prune(build(LeNet5), 0.5, granularity=Channel())
+
+
+def test_nothing_to_prune_says_what_is_frozen_and_why():
+    with pytest.raises(
+        ValueError, match=r"finds nothing to prune in Linear\. Frozen are .*output of the model"
+    ):
+        shrink(nn.Linear(4, 4), torch.zeros(2, 4), 0.5)
