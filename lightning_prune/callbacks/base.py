@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, ClassVar
 
 import lightning as L
@@ -15,13 +15,12 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
-from lightning_prune.callbacks.structure import keep_record, plans_of
+from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
 from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
-from lightning_prune.model.calls import Call
 from lightning_prune.model.pruning import Pruner
-from lightning_prune.model.shrinking import AnyPruner
+from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
 STATE_VERSION = 1
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
@@ -75,7 +74,7 @@ class PruningCallback(L.Callback):
                 "`strategy` keeps whole weights on each process (one device, DDP), but got "
                 f"{type(trainer.strategy).__name__}, which shards them: masks would be lost. Train with strategy='ddp'."
             )
-        keep_record(pl_module)
+        follow_record_(pl_module)
         self._arrange(trainer, pl_module, stage)
 
     def _arrange(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -104,18 +103,28 @@ class PruningCallback(L.Callback):
             {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
         )
 
+    def _coupled(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, trained: Container[int] | None = None
+    ) -> AnyPruner:
+        """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
+        pruner = pruner_of(module, self.recipe, example_call(trainer, module, batch), trained)
+        if trainer.world_size > 1 and not isinstance(pruner, Pruner):
+            pruner.agree = trainer.strategy.broadcast
+        return pruner
+
     def _shrink_(
         self,
+        trainer: L.Trainer,
         module: L.LightningModule,
-        call: Call,
         optimizers: Iterable[Optimizer] = (),
         copies: Iterable[nn.Module] = (),
     ) -> None:
-        """Take out what is masked, write it into the module's record, and say which groups could not follow."""
+        """Take out what is masked, and say which groups could not follow."""
         assert self.pruner is not None and not isinstance(self.pruner, Pruner)
-        self.dense = self.dense or copy.deepcopy(call.module)
+        self.dense = self.dense or copy.deepcopy(self.pruner.call.module)
         known = dict(self.pruner.frozen)
-        plans_of(module).append(self.pruner.shrink_(optimizers, copies))
+        self.pruner.shrink_(optimizers, copies)
+        rewrap_(trainer, module)
         if self.updates:
             self.updates[-1]["achieved"] = self.pruner.sparsity
         for name, reason in self.pruner.frozen.items() - known.items():

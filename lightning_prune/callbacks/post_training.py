@@ -19,7 +19,7 @@ from lightning_prune.callbacks.evaluation import (
     step_of,
     validate_within_fit,
 )
-from lightning_prune.callbacks.structure import example_call, keep_record
+from lightning_prune.callbacks.structure import follow_record_
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count
 from lightning_prune.core.criteria import required_statistics
@@ -30,7 +30,6 @@ from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Scope
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.pruning import Pruner
-from lightning_prune.model.shrinking import pruner_of
 
 FILE_NAME = "pruned.ckpt"
 
@@ -147,7 +146,7 @@ class PostTrainingPruning(PruningCallback):
         """
         if not isinstance(self.recipe.granularity, Couples):
             Pruner(model, self.recipe)  # refuse before anything is loaded or run
-        keep_record(model)
+        follow_record_(model)
         self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(
             trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False)
@@ -163,11 +162,12 @@ class PostTrainingPruning(PruningCallback):
         return self.metrics_after
 
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
-        call = None
-        if isinstance(self.recipe.granularity, Couples):
+        is_coupled = isinstance(self.recipe.granularity, Couples)
+        if is_coupled:
             loader = loader() if callable(loader) else loader
-            call = example_call(module, calibration_batches(trainer, loader, 1)[0])
-        self.pruner = pruner_of(module, self.recipe, call)
+            self.pruner = self._coupled(trainer, module, calibration_batches(trainer, loader, 1)[0])
+        else:
+            self.pruner = Pruner(module, self.recipe)
         statistics = self.pruner.statistics
         needs_data = statistics.activations or statistics.gradients or self.reestimate_batch_norm
         batches: Iterable[Any] = ()
@@ -178,8 +178,8 @@ class PostTrainingPruning(PruningCallback):
             loss = loss_of(module) if statistics.gradients else None
             calibrate(statistics, module, batches, forward=step_of(module), loss=loss)
             self._update_(1.0, step=trainer.global_step, progress=1.0)
-            if call is not None:
-                self._shrink_(module, call)
+            if is_coupled:
+                self._shrink_(trainer, module)
             if self.reestimate_batch_norm:
                 reestimate_batch_norm_(module, batches, forward=step_of(module))
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import lightning as L
 from torch import nn
 
-from lightning_prune.callbacks.structure import plans_of
+from lightning_prune.model.history import plans_of
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner
 from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update

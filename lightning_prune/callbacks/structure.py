@@ -1,89 +1,94 @@
-"""Models that become smaller in a run: their record in checkpoints, and how a smaller one is loaded again."""
+"""Models that become smaller in a run: how a smaller one is loaded, and how the processes follow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_prune.callbacks.evaluation import silenced, step_of
-from lightning_prune.graph import Plan
-from lightning_prune.graph.plan_data import to_data
-from lightning_prune.model.calibration import evaluating
-from lightning_prune.model.calls import Call, capture_call
-from lightning_prune.model.record import KEY, shrink_to_
-
-PLANS = "_pruning_plans"
-"""Where a module remembers what has been taken out of it."""
+from lightning_prune.model.calls import Call, capture_call, undisturbed
+from lightning_prune.model.record import HOOK, shrink_to_
 
 
-def plans_of(module: L.LightningModule) -> list[Plan]:
-    """Return the plans that were carried out on a module, in their order."""
-    found: list[Plan] = vars(module).setdefault(PLANS, [])
-    return found
+class Shrinks:
+    """Stands in for a module's `on_load_checkpoint`, and makes it as small as the checkpoint's first.
 
-
-def keep_record(module: L.LightningModule) -> None:
-    """Let all checkpoints of a module keep the record, and let it shrink before it loads a smaller one's weights.
-
-    Lightning gives callbacks a checkpoint only after the weights are loaded, and saves nothing of theirs where only
-    weights are saved; the module's own two hooks come at the right time, and always.
+    Args:
+        module: what is loaded.
+        inner: what stood in for the hook before, or None.
     """
-    for name, hook in (("on_save_checkpoint", _Saving), ("on_load_checkpoint", _Loading)):
-        if not isinstance(vars(module).get(name), hook):
-            vars(module)[name] = hook(module, vars(module).get(name))
 
-
-class _Hook:
-    """Stands before a hook of the module."""
-
-    name: str
-
-    def __init__(self, module: L.LightningModule, own: Any) -> None:
-        self.module, self.own = module, own
+    def __init__(self, module: L.LightningModule, inner: Any) -> None:
+        self.module, self.inner = module, inner
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        """Do what is to be done for the record, then what the module does."""
-        self.act(checkpoint)
-        if self.own is not None:
-            self.own(checkpoint)
+        """Replay the record, then do what the module does."""
+        shrink_to_(self.module, checkpoint)
+        if self.inner is not None:
+            self.inner(checkpoint)
         else:
-            getattr(type(self.module), self.name)(self.module, checkpoint)
-
-    def act(self, checkpoint: dict[str, Any]) -> None:
-        """Do what is to be done for the record."""
-        raise NotImplementedError
+            type(self.module).on_load_checkpoint(self.module, checkpoint)
 
 
-class _Saving(_Hook):
-    name = "on_save_checkpoint"
+def follow_record_(module: L.LightningModule) -> None:
+    """Let a module become as small as a checkpoint that the trainer loads into it.
 
-    def act(self, checkpoint: dict[str, Any]) -> None:
-        """Write the record into the checkpoint, if the module has become smaller."""
-        if plans := plans_of(self.module):
-            checkpoint[KEY] = to_data(plans)
-
-
-class _Loading(_Hook):
-    name = "on_load_checkpoint"
-
-    def act(self, checkpoint: Mapping[str, Any]) -> None:
-        """Make the module as small as the checkpoint's."""
-        vars(self.module)[PLANS] = shrink_to_(self.module, checkpoint)
+    Lightning gives callbacks a checkpoint only after the weights are loaded; the module's own hook comes before. That
+    checkpoints have a record is the module's own doing, once it has become smaller (`model.history`).
+    """
+    own = vars(module)
+    if not isinstance(own.get(HOOK), Shrinks):
+        own[HOOK] = Shrinks(module, own.get(HOOK))
 
 
-def example_call(module: L.LightningModule, batch: Any) -> Call:
-    """Return the call of the model that the module's own step makes for a batch.
+def check_can_shrink(trainer: L.Trainer, shrink: str) -> None:
+    """Refuse strategies whose processes cannot follow a model that becomes smaller.
+
+    Raises:
+        ValueError: several processes by another strategy than DDP, or DDP with a communication hook.
+    """
+    strategy, advice = (
+        trainer.strategy,
+        "train with strategy='ddp', or with shrink='never' and shrink it afterwards.",
+    )
+    if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+        raise ValueError(
+            f"`shrink` is {shrink!r} on one device or with DDP, but got {type(strategy).__name__}: {advice}"
+        )
+    if isinstance(strategy, DDPStrategy) and strategy._ddp_comm_hook is not None:
+        raise ValueError(
+            f"`shrink` is {shrink!r} with DDP's own reduction, but got a communication hook, which may keep gradients "
+            f"of the larger model: leave it out, or {advice}"
+        )
+
+
+def rewrap_(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Wrap a module anew that has become smaller: DDP keeps buckets of its parameters' sizes.
+
+    Without this, processes diverge: gradients are no longer averaged.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and strategy.model is not module:
+        strategy.model = strategy._setup_model(module)
+
+
+def example_call(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> Call:
+    """Return the call of the model that the module's own step makes for a batch; that of one process for all.
 
     Raises:
         ValueError: the step calls no submodule with parameters.
     """
-    with silenced(module), evaluating(module), capture_call(module) as caught:
+    with undisturbed(module), silenced(module), capture_call(module) as caught:
         step_of(module)(module, batch)
-    if caught.call is None:
+    if (call := caught.call) is None:
         raise ValueError(
             f"`granularity` of coupled groups follows a call of the model, but a step of {type(module).__name__} "
             "called no module that has parameters."
         )
-    return caught.call
+    if trainer.world_size == 1:
+        return call
+    shared = trainer.strategy.broadcast((call.args, dict(call.kwargs)))
+    args, kwargs = trainer.strategy.batch_to_device(shared, dataloader_idx=0)
+    return Call(call.module, args, kwargs, call.autocast)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallback, averaged_models
 from lightning_prune.callbacks.run_length import resolve_window
-from lightning_prune.callbacks.structure import example_call
+from lightning_prune.callbacks.structure import check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
@@ -21,7 +21,6 @@ from lightning_prune.core.schedules import Polynomial
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Schedule, Scope
 from lightning_prune.core.windows import Window
-from lightning_prune.model.calls import Call
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
@@ -90,7 +89,6 @@ class TrainTimePruning(PruningCallback):
         self._optimizers: list[Optimizer] = []
         self._hooks, self._watching = ExitStack(), ExitStack()
         self._peak_lr, self._is_counted, self._is_watching, self._is_news = 0.0, False, False, False
-        self._call: Call | None = None
         self._is_to_shrink = False
 
     def describe(self) -> dict[str, str]:
@@ -102,15 +100,11 @@ class TrainTimePruning(PruningCallback):
         """Refuse what would lose sparsity, or could not follow a model that becomes smaller.
 
         Raises:
-            ValueError: a strategy that shards the weights, or one of several processes where the model is to shrink.
+            ValueError: a strategy that shards the weights, or whose processes could not follow.
         """
         super().setup(trainer, pl_module, stage)
-        if self.shrink in ("end", "update") and stage == "fit" and trainer.world_size > 1:
-            raise ValueError(
-                f"`shrink` is 'never' with {trainer.world_size} processes, whose gradient buckets cannot follow a "
-                f"model that becomes smaller, but got {self.shrink!r}: train with shrink='never', then take out what "
-                "is masked in one process, with PostTrainingPruning(...).run or shrink()."
-            )
+        if self.shrink in ("end", "update") and stage == "fit":
+            check_can_shrink(trainer, self.shrink)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the targets, go on from what was loaded, and hook on to the optimizers."""
@@ -118,7 +112,8 @@ class TrainTimePruning(PruningCallback):
         self.ramp, self.updates, self.pruner = None, [], None
         self._optimizers = list(trainer.optimizers)
         if not isinstance(self.recipe.granularity, Couples):
-            self._build(trainer, pl_module)
+            self.pruner = pruner_of(pl_module, self.recipe, trained=trained_ids(trainer.optimizers))
+            self._go_on()
             targets = {id(parameter) for parameter in self._pruner.targets.values()}
             self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
             if not self._optimizers:
@@ -129,10 +124,7 @@ class TrainTimePruning(PruningCallback):
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
 
-    def _build(self, trainer: L.Trainer, pl_module: L.LightningModule, call: Call | None = None) -> None:
-        """Find what is pruned, and go on from what was loaded. Coupled groups show in a call of the model only."""
-        self._call = call
-        self.pruner = pruner_of(pl_module, self.recipe, call, trained_ids(trainer.optimizers))
+    def _go_on(self) -> None:
         if self._before is not None:
             self._restore_(self._before)
 
@@ -160,7 +152,8 @@ class TrainTimePruning(PruningCallback):
         """Watch activations where an update is near; at other times no hook is set."""
         self._is_counted = False
         if self.pruner is None:
-            self._build(trainer, pl_module, example_call(pl_module, batch))
+            self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
+            self._go_on()
             if not self._pruner.statistics.activations:
                 self._update_if_due()
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
@@ -188,8 +181,7 @@ class TrainTimePruning(PruningCallback):
         """Mask averaged copies of the weights, and log the sparsity where it is news."""
         self._mask_averages_(trainer)
         if self._is_to_shrink:
-            assert self._call is not None
-            self._shrink_(pl_module, self._call, self._optimizers, averaged_models(trainer))
+            self._shrink_(trainer, pl_module, self._optimizers, averaged_models(trainer))
             self._is_to_shrink = False
         if self._is_news:
             achieved = self.updates[-1]["achieved"] if self.updates else 0.0

@@ -106,6 +106,11 @@ class Plan:
         error = [] if self.error is None else [f"largest relative difference: {self.error:.1e}"]
         return "\n".join(lines + error)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to be done."""
+        return not (self.slices or self.attributes or self.scales or self.replaced)
+
     def shape_after(self, name: str) -> tuple[int, ...]:
         """Return the shape that a tensor will have."""
         dims = self.slices.get(name, {})

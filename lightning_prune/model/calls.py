@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_prune.graph.sandbox import untouched
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -120,6 +122,15 @@ def replaying(model: nn.Module, call: Call) -> Iterator[Call]:
         autocast,
     ):
         yield replace(call, args=args, kwargs=kwargs)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Let a model be run in eval mode, and put everything back: flags, attributes, buffers, random states."""
+    modules = list(model.modules())
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with untouched(model), _buffers_kept(modules), _random_states_kept(device), _eval_mode(modules):
+        yield
 
 
 @contextmanager

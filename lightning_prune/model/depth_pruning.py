@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,6 +56,7 @@ class DepthPruner:
         self.skipped: list[str] = []
         self.influence: dict[str, float] = {}
         self.requested = 0.0
+        self.agree: Callable[[Any], Any] = lambda found: found
         self.group_shapes = dict.fromkeys(self.blocks, (1,))
         self.final_sparsity = recipe.final_sparsity(self.group_shapes)
         inside = tuple(f"{path}." for path in self.blocks)
@@ -77,6 +78,7 @@ class DepthPruner:
         self.influence = block_influence(self.model, self.call, self.blocks)
         count = num_kept(self.num_groups, self.requested)
         count = max(count, floor_of(self.granularity.min_keep, self.num_groups))
+        self.influence = self.agree(self.influence)
         scores = torch.tensor([self.influence[path] for path in self.blocks], dtype=torch.float64)
         mask = keep_top({"blocks": scores}, count)["blocks"]
         self.skipped = [path for path, is_kept in zip(self.blocks, mask.tolist(), strict=True) if not is_kept]

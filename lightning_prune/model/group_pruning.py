@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class GroupPruner:
         self.requested, self.achieved = 0.0, 0.0
         self.dense_sizes: dict[str, int] = {}
         self._solved: float | None = None
+        self.agree: Callable[[Any], Any] = lambda found: found
+        """What one process has found -> what all go by; each is asked at the same points."""
         self._refresh()
         if not self.groups:
             raise ValueError(
@@ -114,7 +116,8 @@ class GroupPruner:
         requested = fraction * self.final_sparsity
         if requested >= self.requested:
             scores = without(scores, self.choice)
-        self.choice = self._chosen(scores, requested, fraction) if requested else {}
+        choice = self._chosen(scores, requested, fraction) if requested else {}
+        self.choice, self._solved = self.agree((choice, self._solved))
         self.masks = self._masks()
         self.requested = requested
         self.statistics.clear()
@@ -175,13 +178,19 @@ class GroupPruner:
             self.frozen |= dict.fromkeys(names, reason)
 
         choice, plan = settle(self.couplings, kept, freeze=note)
-        self.choice = dict(choice)
-        return plan
+        self.choice, agreed, self.frozen = self.agree((dict(choice), plan, self.frozen))
+        self.couplings.freeze([n for n in self.frozen if n in self.couplings.groups], "frozen before")
+        assert isinstance(agreed, Plan)
+        return agreed
 
     def shrink_(self, optimizers: Iterable[Optimizer] = (), copies: Iterable[nn.Module] = ()) -> Plan:
         """Make the model as small as its masks say, and go on with the smaller one."""
         plan = self.plan()
+        if plan.is_empty:
+            self.masks = self._masks()
+            return plan
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
+        self.statistics.cut_(self.model, plan.slices)
         self.plans.append(plan)
         self.choice, self.masks = {}, {}
         self.couplings = trace(self.call.module, self.call.args, self.call.kwargs, root=self.model)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_prune.core.checks import did_you_mean
 from lightning_prune.core.types import Name, Stats
 from lightning_prune.model.layouts import Layout, Spread, find_input, layout_of
+from lightning_prune.model.surgery import sliced
 
 GRADIENTS = ("grad", "movement")
 
@@ -78,15 +79,22 @@ class Statistics:
         self.targets, self.names = dict(targets), tuple(names)
         self.gradients: dict[str, dict[Name, Tensor]] = {name: {} for name in names if name in GRADIENTS}
         self._pending: dict[str, dict[Name, Tensor]] = {}
-        self._sums: dict[tuple[str, Name], list[_Sum]] = {}
-        for kind in self.activations:
-            for name, parameter in self.targets.items():
-                self._sums[kind, name] = _sums_for(kind, name, _owners(model, parameter))
+        self._sums = self._new_sums(model)
 
     @property
     def activations(self) -> tuple[str, ...]:
         """The statistics that need hooks on forward passes."""
         return tuple(name for name in self.names if name in ACTIVATIONS)
+
+    def _new_sums(self, model: nn.Module) -> dict[tuple[str, Name], list[_Sum]]:
+        owners = {name: _owners(model, p) for name, p in self.targets.items()} if self.activations else {}
+        return {(kind, n): _sums_for(kind, n, owners[n]) for kind in self.activations for n in owners}
+
+    def cut_(self, model: nn.Module, slices: Mapping[Name, Mapping[int, Sequence[int]]]) -> None:
+        """Follow a model that has become smaller: gradients and movement are cut alike, activations start anew."""
+        for found in (*self.gradients.values(), *self._pending.values()):
+            found |= {name: sliced(found[name], dims) for name, dims in slices.items() if name in found}
+        self._sums = self._new_sums(model)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
