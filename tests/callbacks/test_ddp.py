@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_prune.model.history import read_record
 from lightning_prune.report.storage import load
-from tests.callbacks.ddp_run import CASES
+from tests.callbacks.ddp_run import CASES, SMALLER
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,34 @@ def test_a_resumed_run_goes_on_bit_for_bit_on_each_rank(folder, rank):
         n for n in different if "running" not in n or rank == 0
     ]  # batch-norm buffers are saved by rank 0
     assert whole["updates"] == resumed["updates"]
+
+
+@pytest.mark.parametrize("case", [*SMALLER, "once"])
+def test_ranks_agree_on_what_becomes_smaller(folder, case):
+    """Their data differ, so equal weights at the end mean that gradients were averaged after the shrink as before."""
+    first, second = state(folder, case, 0), state(folder, case, 1)
+    assert first["slices"] == second["slices"] and first["updates"] == second["updates"]
+    assert bool(first["slices"]) is (case != "never")
+    assert all(torch.equal(first["masks"][name], mask) for name, mask in second["masks"].items())
+    different = [n for n, w in first["weights"].items() if not torch.equal(w, second["weights"][n])]
+    assert all("running" in name for name in different)
+    assert all(torch.equal(a, b) for a, b in zip(first["moments"], second["moments"], strict=True))
+    assert (len(first["weights"]["body.0.bias"]) < 16) is (case != "never")
+    assert case == "once" or len({len(state(folder, "update", r)["slices"]) for r in (0, 1)}) == 1
+
+
+def test_a_model_shrinks_more_than_once(folder):
+    assert len(state(folder, "update", 0)["slices"]) > 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_that_shrinks_goes_on_bit_for_bit_on_each_rank(folder, rank):
+    whole, resumed = state(folder, "update", rank), state(folder, "update", rank, "resumed")
+    different = [n for n, w in whole["weights"].items() if not torch.equal(w, resumed["weights"][n])]
+    assert not [n for n in different if "running" not in n or rank == 0]
+    assert whole["updates"] == resumed["updates"] and whole["slices"] == resumed["slices"]
+
+
+def test_checkpoints_have_the_record(folder):
+    checkpoint = torch.load(folder / "once" / "pruned.ckpt", weights_only=True)
+    assert [dict(p.slices) for p in read_record(checkpoint)] == state(folder, "once", 1)["slices"]
