@@ -170,6 +170,7 @@ def test_for_a_while(shape):
             assert type(plain) is FlexibleAttention
             raise KeyError
 
-    pytest.raises(KeyError, run)
+    with pytest.raises(KeyError):
+        run()
     assert type(plain) is nn.MultiheadAttention and dict(vars(plain)) == before
     assert type(already) is FlexibleAttention
