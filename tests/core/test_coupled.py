@@ -21,7 +21,7 @@ def test_each_prunes_its_roles(granularity, pruned):
     assert {role for role in roles if granularity.prunes(role)} == pruned
 
 
-@pytest.mark.parametrize(("size", "step"), [(3, 1), (31, 1), (32, 8), (512, 8)])
+@pytest.mark.parametrize(("size", "step"), [(3, 1), (8, 2), (31, 4), (32, 8), (512, 8)])
 def test_channels_come_in_multiples_where_there_are_many(size, step):
     assert Channel().step(size) == step
     assert Channel(multiple_of=1).step(size) == Head().step(size) == 1

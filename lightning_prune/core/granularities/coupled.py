@@ -28,7 +28,7 @@ class Channel:
         normalize: what the scores of each group of channels are divided by, so that groups of unlike scale can
             compete in a global scope: their "mean", their "max", or "none".
         multiple_of: channels are kept in multiples of it where a group has at least four times as many, since kernels
-            are fastest there; at least 1.
+            are fastest there; smaller groups in multiples of half of it, a quarter, and so on. At least 1.
         min_keep: channels that each group keeps at least; a whole number, or a fraction of them below 1.
         heads: how attention loses width: evenly in the "dim" of all heads, in "whole" heads, or not at all, "keep".
 
@@ -38,8 +38,8 @@ class Channel:
     Example:
         >>> Channel(heads="whole").prunes("head"), Channel().prunes("head")
         (True, False)
-        >>> Channel().step(64), Channel().step(16)
-        (8, 1)
+        >>> [Channel().step(size) for size in (64, 16, 6)]
+        [8, 4, 1]
     """
 
     reduction: str = "mean"
@@ -61,7 +61,10 @@ class Channel:
 
     def step(self, size: int) -> int:
         """Return what the number of channels kept of `size` is a multiple of."""
-        return self.multiple_of if size >= 4 * self.multiple_of else 1
+        step = self.multiple_of
+        while step > 1 and size < 4 * step:
+            step //= 2
+        return step
 
 
 @dataclass(frozen=True)
