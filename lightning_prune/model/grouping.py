@@ -127,7 +127,7 @@ def allowed(count: int, size: int, granularity: Coupled) -> int:
 
     Example:
         >>> [allowed(n, 64, Channel()) for n in (1, 11, 12, 63)], allowed(5, 12, Channel())
-        ([8, 8, 16, 64], 5)
+        ([8, 8, 16, 64], 6)
     """
     step = granularity.step(size)
     low = max(floor_of(granularity.min_keep, size), 1)

@@ -74,7 +74,7 @@ def test_a_budget_out_of_reach_names_the_nearest_and_changes_nothing():
     model = build(ResNet20)
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(
-        ValueError, match=r"`budget` params=0.001 is out of reach .* params=0.0\d+ of the dense model"
+        ValueError, match=r"`budget` params=0.001 is out of reach .* params=0\.\d+ of the dense model"
     ):
         shrink(model, IMAGES, budget=Budget(params=0.001, tolerance=0.0001))
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
