@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -50,12 +52,24 @@ def stage(
         convert: Callable[[Tensor], Tensor] = torch.clone
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(_quiet(logging.getLogger("torch._subclasses.fake_tensor")))
             convert = mode.from_tensor
         elif training:
             for module in model.modules():
                 for name, buffer in module._buffers.items():
                     module._buffers[name] = None if buffer is None else buffer.clone()
         yield tree_map_only(Tensor, convert, (args, dict(kwargs)))
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Hold back what fake tensors say of operations that they cannot do: real ones are tried next."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def tensors_in(value: object, depth: int = 0) -> Iterator[Tensor]:

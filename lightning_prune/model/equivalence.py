@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_prune.graph import Choice, Couplings, Plan, Unsolvable
 from lightning_prune.graph.replay import as_if
-from lightning_prune.graph.run import tensors_in
+from lightning_prune.graph.run import plain_name, tensors_in
 from lightning_prune.graph.sandbox import mode_of_training, plain_kernels, untouched
 from lightning_prune.model.survivors import Survivors
 
@@ -200,6 +200,15 @@ class _Wide(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in LOW_PRECISION:
-            kwargs["dtype"] = torch.float64
+        if kwargs.get("dtype") in LOW_PRECISION or kwargs.get("out_dtype") in LOW_PRECISION:
+            kwargs["dtype" if "dtype" in kwargs else "out_dtype"] = torch.float64
+        if plain_name(func) == "_grouped_mm" and args[0].dtype == torch.float64:
+            return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _grouped_mm(rows: Tensor, matrices: Tensor, offs: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Multiply sorted rows (n, k) by the matrices (experts, k, m) of their experts; torch's own takes no float64."""
+    sizes = offs.diff(prepend=offs.new_zeros(1)).tolist()
+    pieces = [r @ m for r, m in zip(rows.split([*sizes, len(rows) - sum(sizes)])[:-1], matrices, strict=True)]
+    return torch.cat([*pieces, rows.new_zeros(len(rows) - sum(sizes), matrices.shape[-1])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_prune.graph.refinement import unify
 from lightning_prune.graph.rules.pointwise import broadcast
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule
-from lightning_prune.graph.types import Type, annotate, find, frozen_type, product
+from lightning_prune.graph.types import Type, annotate, find, freeze, frozen_type, product
 
 BATCHED = "batched"
 """The note on dims that batched products run over: attention heads."""
@@ -59,6 +59,18 @@ def baddbmm(op: Op) -> Types:
     result = contract(op, _operand(op, 1), _operand(op, 2), 1)
     broadcast([result, op.first])
     return result
+
+
+@rule("_grouped_mm")
+def grouped_mm(op: Op) -> Types | None:
+    """Multiply rows (tokens, k), sorted by expert, each by its expert's matrix of (experts, k, n)."""
+    left, right = op.first, _operand(op, 1)
+    if len(left) != 2 or len(right) != 3:
+        return None
+    freeze(right[0], "experts that rows are sorted by")
+    unify(left[1], right[1])
+    op.macs.append([*left, right[2]])
+    return [left[0], right[2]]
 
 
 @rule("mv")
