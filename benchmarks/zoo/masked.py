@@ -122,7 +122,17 @@ class _Float64(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") in LOW_PRECISION:
             kwargs["dtype"] = torch.float64
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is torch.float64:
+            return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _grouped_mm(x: Tensor, weight: Tensor, offs: Tensor, bias: None = None, out_dtype: Any = None) -> Tensor:
+    """Multiply each span of rows by a matrix of its own, which torch does in lower precision only."""
+    assert x.dim() == 2 and weight.dim() == 3 and bias is None
+    spans = zip([0, *offs.tolist()], offs.tolist(), strict=False)
+    parts = [x[start:end] @ matrix for (start, end), matrix in zip(spans, weight, strict=True)]
+    return torch.cat([*parts, x.new_zeros(len(x) - int(offs[-1]), weight.shape[2])])
 
 
 class _LiveScale(TorchFunctionMode):
@@ -144,9 +154,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.partition(".")[0]
-        if name in LINEAR_AT_ZERO or (
-            name in ("clamp", "clamp_", "clamp_min", "clamp_min_") and args[1:2] == (0,)
-        ):
+        if _is_rectifier(name, args):
             return args[0].mul_(0.7) if name.endswith("_") else args[0] * 0.7
         if name in ("hardsigmoid", "hardsigmoid_"):
             return args[0].sigmoid_() if name.endswith("_") else args[0].sigmoid()
@@ -172,6 +180,11 @@ class _OverSurvivors(TorchDispatchMode):
         if not fits or not bool(removed.any()):
             return func(*args, **kwargs)
         return STATISTICS[name](func, (~removed).double(), found[1], args, kwargs)
+
+
+def _is_rectifier(name: str, args: Any) -> bool:
+    clamps = name in ("clamp", "clamp_", "clamp_min", "clamp_min_") and args[1:] == (0,)
+    return name in LINEAR_AT_ZERO or (clamps and args[0].is_floating_point())
 
 
 def _statistic(name: str, args: Any, kwargs: Any) -> tuple[Tensor, list[int]] | None:
