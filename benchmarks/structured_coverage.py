@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import zoo
 from benchmarks.record import RESULTS, facts, table
 from benchmarks.zoo.example import Example
-from benchmarks.zoo.masked import Masked, difference, outputs64, wide
+from benchmarks.zoo.masked import Masked, difference, outputs64
 from benchmarks.zoo.slices import mistaken, recover, tensors_of, wrong_slices
 from benchmarks.zoo.tools import TOOLS
 
@@ -47,8 +47,8 @@ def run(tool: str, name: str, seconds: int) -> dict[str, Any]:
     """Prune one model with one tool and say what came of it."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    dense = zoo.build(name)
-    example = wide(dense)  # so that a factor folded into float32 weights is not rounded
+    example = zoo.build(name)
+    dense = copy.deepcopy(example)
     row: dict[str, Any] = {}
     limit(seconds)
     try:
@@ -61,10 +61,10 @@ def run(tool: str, name: str, seconds: int) -> dict[str, Any]:
     if before == after:
         return row | {"outcome": "nothing pruned"}
     try:
-        Example(copy.deepcopy(example.model).float(), dense.args, dense.kwargs).outputs()
+        Example(copy.deepcopy(example.model).float(), example.args, example.kwargs).outputs()
     except Exception as error:  # whatever the model raises after pruning
         return row | {"outcome": "forward broken", "error": tail(error)}
-    row["macs"] = num_macs(Example(example.model, dense.args, dense.kwargs)) / num_macs(dense)
+    row["macs"] = num_macs(example) / num_macs(dense)
     return row | judge(tool, dense, example, kept)
 
 
