@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import RESULTS, facts, table
-from lightning_prune import Budget, Channel, Local, Magnitude, Saliency, shrink
+from lightning_prune import Budget, Channel, Saliency, shrink
 from lightning_prune.examples.networks import LeNet5
 
 BUDGETS = (0.5, 0.25)
@@ -60,8 +60,8 @@ class Residual(nn.Module):
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
-    "LeNet-5": (LeNet5, 15000, 6, 4),
-    "ResNet-8": (ResNet8, 15000, 6, 4),
+    "LeNet-5": (LeNet5, 10000, 6, 6),
+    "ResNet-8": (ResNet8, 10000, 6, 6),
 }
 """Name -> network, training images, epochs of dense training and of fine-tuning."""
 
@@ -143,7 +143,6 @@ def torch_pruning(model: nn.Module, data: tuple[Tensor, Tensor], budget: float) 
 
 WAYS: dict[str, Callable[[nn.Module, tuple[Tensor, Tensor], float], nn.Module | None]] = {
     "ours, default": lambda m, d, b: ours(m, d, b),
-    "ours, each layer alike": lambda m, d, b: ours(m, d, b, scope=Local(), criterion=Magnitude(p=2)),
     "ours, saliency": lambda m, d, b: ours(m, d, b, criterion=Saliency()),
     "Torch-Pruning": torch_pruning,
 }
@@ -178,6 +177,8 @@ def runs(name: str, seed: int, root: Path, ways: list[str], done: set[tuple[Any,
         "macs": 1.0,
     }
     for way, budget in wanted:
+        if (name, way, budget, seed) in done:
+            continue
         start = time.process_time()
         small = copy.deepcopy(dense)
         if way == "scratch":
@@ -189,7 +190,7 @@ def runs(name: str, seed: int, root: Path, ways: list[str], done: set[tuple[Any,
             train_(small, data, dense_epochs + more_epochs, 2e-3, seed + 1)
         else:
             small = WAYS[way](small, data, budget) or small
-            train_(small, data, more_epochs, 1e-3, seed + 1)
+            train_(small, data, more_epochs, 2e-3, seed + 1)
         yield {
             "network": name,
             "way": way,
