@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import facts, table, write
+from benchmarks.zoo.torchvision_ops import declare_operators
 
 MODELS = ("torchvision/resnet50", "torchvision/vit_b_16", "torchvision/densenet121")
 DEPTHS = (4, 8, 16, 32)
@@ -98,9 +99,9 @@ def _torch_pruning(example: Any) -> dict[str, float]:
 
 def depth(num_layers: int) -> dict[str, float]:
     """Trace and plan a llama of some depth on the meta device."""
+    declare_operators()
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    import benchmarks.zoo.torchvision_ops  # noqa: F401
     from lightning_prune.graph import trace
 
     torch.set_num_threads(1)

@@ -35,11 +35,11 @@ from benchmarks.record import RESULTS, facts, table
 from benchmarks.zoo.example import Example
 from benchmarks.zoo.masked import Masked, difference, outputs64
 from benchmarks.zoo.slices import mistaken, recover, tensors_of, wrong_slices
-from benchmarks.zoo.tools import TOOLS
+from benchmarks.zoo.tools import TOOLS, NoHints
 
 TOLERANCE = 1e-10
 VISIBLE = 1e-6
-OUTCOMES = ("equal", "wrong", "forward broken", "exception", "nothing pruned", "timeout", "crash")
+OUTCOMES = ("equal", "wrong", "forward broken", "exception", "nothing pruned", "timeout", "no hints", "crash")
 SECONDS_TO_CHECK = 300
 
 
@@ -53,6 +53,8 @@ def run(tool: str, name: str, seconds: int) -> dict[str, Any]:
     limit(seconds)
     try:
         kept = TOOLS[tool](example, row)
+    except NoHints:
+        return row | {"outcome": "no hints"}
     except Exception as error:  # whatever a tool raises is its outcome
         return row | {"outcome": "exception", "error": tail(error)}
     limit(SECONDS_TO_CHECK)
@@ -191,6 +193,12 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {"tools": {}}
 
 
+def may_help(path: Path, name: str) -> bool:
+    """Whether hints are worth a try: where Torch-Pruning alone has neither succeeded nor run out of time."""
+    plain = load(path)["tools"].get("torch-pruning", {"rows": {}})["rows"].get(name, {"outcome": ""})
+    return plain["outcome"] not in ("equal", "timeout")
+
+
 def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.3g}")
@@ -235,13 +243,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = wanted(options.models, options.limit)
-    for module in ("torchvision", "timm", "transformers"):  # once here instead of in every fork
-        __import__(module)
+    zoo.load()
     head = facts(0)
     for name in names:
         for tool in options.tools:
             before = load(options.out)["tools"].get(tool, {"rows": {}})["rows"].get(name)
             if before and (options.redo is None or (options.redo and before["outcome"] not in options.redo)):
+                continue
+            if tool == "torch-pruning-hints" and not may_help(options.out, name):
                 continue
             row = in_own_process(tool, name, options.seconds) | {"revision": revision()}
             store(options.out, head, tool, name, row)

@@ -10,8 +10,9 @@ from benchmarks.zoo.example import Example, make_sensitive_, tensors_in
 from benchmarks.zoo.handwritten import MAKE, handwritten
 from benchmarks.zoo.language import ARCHITECTURES, transformers_model
 from benchmarks.zoo.pictures import DENSE, TIMM, TORCHVISION, dense_model, timm_model, torchvision_model
+from benchmarks.zoo.torchvision_ops import declare_operators
 
-__all__ = ["Example", "build", "names", "tensors_in"]
+__all__ = ["Example", "build", "load", "names", "tensors_in"]
 
 SOURCES = {
     "torchvision": (TORCHVISION, torchvision_model),
@@ -20,6 +21,16 @@ SOURCES = {
     "transformers": (list(ARCHITECTURES), transformers_model),
     "timm": (TIMM, timm_model),
 }
+
+
+def load() -> None:
+    """Import what the models come from, once instead of in every process forked from this one."""
+    declare_operators()
+    import timm
+    import torchvision
+    import transformers
+
+    assert timm and torchvision and transformers
 
 
 def names(sources: list[str] | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.zoo.example import Example
+from benchmarks.zoo.torchvision_ops import declare_operators
 
 WIDTHS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 TEXT = WIDTHS | {"vocab_size": 100}
@@ -160,6 +161,7 @@ ARCHITECTURES = ENCODERS | DECODERS | OTHERS
 
 
 def transformers_model(name: str) -> Example:
+    declare_operators()  # transformers imports torchvision
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-import benchmarks.zoo.torchvision_ops  # noqa: F401, comes before torchvision
 from benchmarks.zoo.example import Example
+from benchmarks.zoo.torchvision_ops import declare_operators
 
 TORCHVISION = """
     alexnet vgg11 vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 squeezenet1_1 googlenet
@@ -41,6 +41,7 @@ ONLY_LARGE = {"halonet_h1", "botnet26t_256", "lambda_resnet26t", "eca_halonext26
 
 
 def torchvision_model(name: str) -> Example:
+    declare_operators()
     import torchvision
 
     settings = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -61,6 +62,7 @@ class BackboneAndHead(nn.Module):
 
 
 def dense_model(name: str) -> Example:
+    declare_operators()
     import torchvision
 
     if name == "r3d_18":
@@ -73,6 +75,7 @@ def dense_model(name: str) -> Example:
 
 
 def timm_model(name: str) -> Example:
+    declare_operators()
     import timm
 
     model = timm.create_model(name, pretrained=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,12 +70,17 @@ def keep_half(group: Any, tensors: dict[str, Tensor]) -> Tensor:
     return mask
 
 
+class NoHints(Exception):  # noqa: N818
+    """There is no attention whose number of heads could be told."""
+
+
 def torch_pruning(example: Example, facts: Facts, hints: bool = False) -> None:
     """Prune with Torch-Pruning's magnitude pruner, the layers of the output being ignored."""
     import torch_pruning as tp
 
     model, heads = example.model, attention_heads(example.model) if hints else {}
-    warnings.filterwarnings("ignore")
+    if hints and not heads:
+        raise NoHints
     pruner = timed(
         facts,
         "trace_s",
