@@ -10,6 +10,7 @@ happens to be rectified away everywhere is not taken for a removed one.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -108,7 +109,12 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), _Float64():
+        with (
+            warnings.catch_warnings(action="ignore"),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            _Float64(),
+        ):
             yield
     finally:
         torch.set_default_dtype(before)
