@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from typing import Any, ClassVar
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import nn
@@ -198,14 +198,3 @@ class PruningCallback(L.Callback):
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         rank_zero_warn(message)
-
-
-def averaged_models(trainer: L.Trainer) -> list[nn.Module]:
-    """Return the copies that weight-averaging callbacks keep of the module."""
-    found: list[nn.Module] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
-            found.append(callback._average_model)
-        elif isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            found.append(callback._average_model.module)
-    return found

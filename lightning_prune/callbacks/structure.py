@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from lightning_prune.callbacks.evaluation import silenced, step_of
 from lightning_prune.model.calls import Call, capture_call, undisturbed
@@ -24,8 +26,8 @@ class Shrinks:
         self.module, self.inner = module, inner
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        """Replay the record, then do what the module does."""
-        shrink_to_(self.module, checkpoint)
+        """Replay the record, on averages of the weights too, then do what the module does."""
+        shrink_to_(self.module, checkpoint, averaged_models(self.module.trainer))
         if self.inner is not None:
             self.inner(checkpoint)
         else:
@@ -92,3 +94,14 @@ def example_call(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> C
     shared = trainer.strategy.broadcast((call.args, dict(call.kwargs)))
     args, kwargs = trainer.strategy.batch_to_device(shared, dataloader_idx=0)
     return Call(call.module, args, kwargs, call.autocast)
+
+
+def averaged_models(trainer: L.Trainer) -> list[nn.Module]:
+    """Return the copies that weight-averaging callbacks keep of the module."""
+    found: list[nn.Module] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
+            found.append(callback._average_model)
+        elif isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            found.append(callback._average_model.module)
+    return found

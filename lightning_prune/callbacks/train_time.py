@@ -9,9 +9,9 @@ from typing import Any
 import lightning as L
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.base import PruningCallback, averaged_models
+from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.run_length import resolve_window
-from lightning_prune.callbacks.structure import check_can_shrink
+from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock
@@ -20,19 +20,21 @@ M = TypeVar("M", bound=nn.Module)
 _PATCHING = RLock()
 
 
-def replay_(model: nn.Module, plans: Iterable[Plan]) -> None:
-    """Carry out plans one after another, all of them or none.
+def replay_(model: nn.Module, plans: Iterable[Plan], copies: Sequence[nn.Module] = ()) -> None:
+    """Carry out plans one after another on a model and copies of it, all of them or none.
 
     Raises:
         ValueError: the plans belong to another model; this one is then as it was.
     """
     with ExitStack() as undo:
         for plan in plans:
-            carry_out_(model, plan, undo)
+            carry_out_(model, plan, undo, copies=copies)
         undo.pop_all()
 
 
-def shrink_to_(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[Plan]:
+def shrink_to_(
+    model: nn.Module, checkpoint: Mapping[str, Any], copies: Sequence[nn.Module] = ()
+) -> list[Plan]:
     """Make a model as small as the one of a checkpoint, as far as it is not yet, and return the checkpoint's plans.
 
     Call it before the weights are loaded. One without a record, whose weights fit, changes nothing.
@@ -43,7 +45,7 @@ def shrink_to_(model: nn.Module, checkpoint: Mapping[str, Any]) -> list[Plan]:
     """
     plans, done = read_record(checkpoint), plans_of(model)
     if plans[: len(done)] == done:
-        replay_(model, plans[len(done) :])
+        replay_(model, plans[len(done) :], copies)
     elif plans or not _fits(model, checkpoint.get("state_dict", {})):
         raise ValueError(_why_not(model, plans, done))
     return list(plans)

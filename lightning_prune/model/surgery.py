@@ -66,7 +66,8 @@ def carry_out_(
         _adapt_modules_(one, plan, undo)
     for optimizer in optimizers:
         cut_state_(optimizer, parameters, plan, undo)
-    note_(model, plan, undo)
+    for one in models:
+        note_(one, plan, undo)
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:

@@ -192,6 +192,7 @@ def test_averages_of_the_weights_are_cut_alike():
     expected = values(small_by_hand(average.module))
     execute_(model, plan_of(), copies=[average.module])
     assert_same(values(average.module), expected)
+    assert plans_of(average.module) == plans_of(model)
     average.update_parameters(model)
     assert average.module(torch.ones(1, 3, 8, 8)).shape == (1, 5) and average.module.hidden == 4
 
