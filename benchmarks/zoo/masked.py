@@ -93,7 +93,7 @@ def wide(example: Example) -> Example:
 
 @torch.no_grad()
 def zero_removed_(model: nn.Module, kept: Kept) -> None:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name, dims in kept.items():
         tensor = tensors[name]
         for dim, indices in dims.items() if tensor.is_floating_point() else ():

@@ -11,9 +11,9 @@ from benchmarks.zoo.masked import Kept
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name."""
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: tensor.detach() for name, tensor in named.items()}
+    """Return parameters and buffers by name, tied ones under each of their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: t.detach() for name, t in {**parameters, **dict(model.named_buffers())}.items()}
 
 
 def recover(dense: dict[str, Tensor], small: nn.Module) -> Kept:
@@ -82,5 +82,5 @@ def mistaken(whole: Tensor, small: nn.Module, kept: Kept, place: tuple[str, int]
     others = {d: i for d, i in kept[name].items() if d != dim}
     value = take(whole, others).select(dim, min(removed, key=lambda i: abs(i - kept[name][dim][index])))
     with torch.no_grad():
-        dict(wrong.named_parameters())[name].select(dim, index).copy_(value)
+        tensors_of(wrong)[name].select(dim, index).copy_(value)
     return wrong
