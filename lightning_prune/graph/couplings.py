@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.core.patterns import listed
 from lightning_prune.graph.depth import Block, find_blocks
 from lightning_prune.graph.equations import solve, ties
 from lightning_prune.graph.groups import Group, find_groups
@@ -249,6 +250,7 @@ def trace(
         training: whether to run it in training mode.
 
     Raises:
+        ValueError: a module was scripted, so that nothing of it can be seen.
         Exception: whatever the model itself raises on these arguments.
 
     Example:
@@ -260,6 +262,12 @@ def trace(
         'output of the model'
     """
     root = root or model
+    if scripted := [
+        path or "the model" for path, m in root.named_modules() if isinstance(m, torch.jit.ScriptModule)
+    ]:
+        raise ValueError(
+            f"`model` runs as Python code, but got scripted modules, {listed(scripted)}: trace it unscripted."
+        )
     named = {**dict(root.named_parameters()), **dict(root.named_buffers())}
     paths = {module: path for path, module in root.named_modules()}
     run = Run(model, root, tuple(args), dict(kwargs or {}), named, paths, training)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -162,7 +163,7 @@ def record_run(run: Run) -> Record:
 def _record(run: Run, *, fake: bool) -> Record:
     tracer = Tracer(run.named)
     tracer.record.is_fake = fake
-    tracer.record.equations += _sizes_of_recurrent(run.paths, tracer)
+    tracer.record.equations += _checked_sizes(run.paths, tracer)
     with ExitStack() as stack:
         args, kwargs = stack.enter_context(
             stage(run.model, run.args, run.kwargs, fake=fake, training=run.training)
@@ -182,17 +183,19 @@ def _record(run: Run, *, fake: bool) -> Record:
     return tracer.record
 
 
-def _sizes_of_recurrent(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[Equation]:
-    """Recurrent layers check their inputs against sizes that they never pass on."""
+def _checked_sizes(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[Equation]:
+    """Recurrent layers and instance norms check their inputs against sizes that they never pass on."""
     found = []
     for module, path in paths.items():
+        sizes: dict[str, tuple[Any, int]] = {}
         if isinstance(module, nn.RNNBase):
-            sizes: dict[str, Any] = {"input_size": module.weight_ih_l0, "hidden_size": module.weight_hh_l0}
-            if module.proj_size:
-                sizes = {"input_size": module.weight_ih_l0, "proj_size": module.weight_hh_l0}
-            for name, weight in sizes.items():
-                attribute = Attribute(path, name, None, getattr(module, name))
-                found.append(Equation(attribute, tracer.types(weight)[1], f"{name} of {path}"))
+            hidden = "proj_size" if module.proj_size else "hidden_size"
+            sizes = {"input_size": (module.weight_ih_l0, 1), hidden: (module.weight_hh_l0, 1)}
+        elif isinstance(module, _InstanceNorm) and module.affine:
+            sizes = {"num_features": (module.weight, 0)}
+        for name, (weight, dim) in sizes.items():
+            attribute = Attribute(path, name, None, getattr(module, name))
+            found.append(Equation(attribute, tracer.types(weight)[dim], f"{name} of {path}"))
     return found
 
 

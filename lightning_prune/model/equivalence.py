@@ -24,10 +24,16 @@ from lightning_prune.model.survivors import Survivors
 
 TOLERANCE = 1e-10
 """Largest relative difference in float64. Untrained networks are insensitive: 1e-6 would let wrong slices pass."""
+OWN_TOLERANCE = 1e-4
+"""The same where a model runs in its own precision only."""
 LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
+Precision = Mapping[torch.dtype, torch.dtype]
+WIDE: Precision = dict.fromkeys(LOW_PRECISION, torch.float64) | {torch.complex64: torch.complex128}
 
 
-def relative_error(couplings: Couplings, choice: Choice, plan: Plan, calls: Sequence[Any] = ()) -> float:
+def relative_error(
+    couplings: Couplings, choice: Choice, plan: Plan, calls: Sequence[Any] = (), *, wide: bool = True
+) -> float:
     """Return the largest difference between the masked and the small model's outputs, over the largest output.
 
     The masked model has zeros for all that goes. Where a mean or a variance runs over pruned channels, as in layer
@@ -38,14 +44,19 @@ def relative_error(couplings: Couplings, choice: Choice, plan: Plan, calls: Sequ
         choice: what is kept.
         plan: what is to be done.
         calls: pairs (args, kwargs) to compare on; by default the traced call.
+        wide: whether in float64; some models run in their own precision only.
 
     Returns:
         The difference, in [0, inf]; 0.0 is equality. Infinity where shapes differ or values are no numbers.
     """
     worst = 0.0
     for args, kwargs in calls or [(couplings.run.args, couplings.run.kwargs)]:
-        masked = _outputs(couplings, _masked(couplings, choice), {}, args, kwargs, choice)
-        small = _outputs(couplings, _sliced(couplings, plan), plan.attributes, args, kwargs, None)
+        precision = WIDE if wide else {}
+        masked = _outputs(
+            couplings, _masked(couplings, choice, precision), {}, args, kwargs, choice, precision
+        )
+        sliced = _sliced(couplings, plan, precision)
+        small = _outputs(couplings, sliced, plan.attributes, args, kwargs, None, precision)
         worst = max(worst, _difference(masked, small))
     return worst
 
@@ -79,10 +90,11 @@ def settle(
         choice = choose()
         try:
             plan = couplings.plan(choice)
-            error = relative_error(couplings, choice, plan, calls)
-            if error <= tolerance:
+            error, wide = _compared(couplings, choice, plan, calls)
+            limit = tolerance if wide else max(tolerance, OWN_TOLERANCE)
+            if error <= limit:
                 return choice, replace(plan, error=error)
-            guilty = _first_to_differ(couplings, choice, calls, tolerance)
+            guilty = _first_to_differ(couplings, choice, calls, limit, wide)
             reason = f"the small model would differ from the masked one by {error:.1e}"
         except Unsolvable as unsolvable:
             guilty, reason = list(unsolvable.groups), unsolvable.reason
@@ -91,17 +103,31 @@ def settle(
             freeze(guilty, reason)
 
 
+def _compared(couplings: Couplings, choice: Choice, plan: Plan, calls: Sequence[Any]) -> tuple[float, bool]:
+    """Compare in float64, or where the model's code cannot run in it, in its own precision."""
+    try:
+        return relative_error(couplings, choice, plan, calls), True
+    except Exception:  # a kernel or a cast that knows no float64
+        return relative_error(couplings, choice, plan, calls, wide=False), False
+
+
 def _first_to_differ(
-    couplings: Couplings, choice: Choice, calls: Sequence[Any], tolerance: float
+    couplings: Couplings, choice: Choice, calls: Sequence[Any], tolerance: float, wide: bool
 ) -> list[str]:
     """Find a group with which the models begin to differ, by bisection, and return all groups of its kind."""
     names = [name for name, mask in choice.items() if not bool(mask.all())]
+    if not names:
+        raise ValueError(
+            "`call` gives the same outputs each time, but with nothing removed they differ: a model that draws random "
+            "numbers in eval mode cannot be compared with a smaller one."
+        )
     low, high = 0, len(names)  # the first `low` groups are equal, the first `high` are not
     while high - low > 1:
         middle = (low + high) // 2
         part = {name: choice[name] for name in names[:middle]}
         try:
-            is_equal = relative_error(couplings, part, couplings.plan(part), calls) <= tolerance
+            error = relative_error(couplings, part, couplings.plan(part), calls, wide=wide)
+            is_equal = error <= tolerance
         except Unsolvable:
             is_equal = False
         low, high = (middle, high) if is_equal else (low, middle)
@@ -122,26 +148,26 @@ def _difference(masked: list[Tensor], small: list[Tensor]) -> float:
     return worst
 
 
-def _masked(couplings: Couplings, choice: Choice) -> dict[int, Tensor]:
+def _masked(couplings: Couplings, choice: Choice, precision: Precision) -> dict[int, Tensor]:
     """Return all tensors in float64, with zeros where something goes."""
     masks = couplings.masks(choice)
     found = {}
     for name, (tensor, _) in couplings.record.tensors.items():
-        wide = _wide(tensor.detach())
+        wide = _converted(tensor.detach(), precision)
         if name in masks:
             wide = wide.masked_fill(~masks[name].to(tensor.device), 0)
         found[id(tensor)] = _like(wide, tensor)
     return found
 
 
-def _sliced(couplings: Couplings, plan: Plan) -> dict[int, Tensor]:
+def _sliced(couplings: Couplings, plan: Plan, precision: Precision) -> dict[int, Tensor]:
     """Return all tensors in float64, sliced and scaled as planned."""
     found = {}
     scales: dict[str, list[Any]] = {}
     for scale in plan.scales:
         scales.setdefault(scale.name, []).append(scale)
     for name, (tensor, _) in couplings.record.tensors.items():
-        wide = _wide(tensor.detach())
+        wide = _converted(tensor.detach(), precision)
         for scale in scales.get(name, []):
             factors = torch.ones(wide.shape[scale.dim], dtype=wide.dtype, device=wide.device)
             factors[list(scale.indices)] = scale.factor
@@ -152,8 +178,8 @@ def _sliced(couplings: Couplings, plan: Plan) -> dict[int, Tensor]:
     return found
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.dtype in LOW_PRECISION else tensor
+def _converted(tensor: Tensor, precision: Precision) -> Tensor:
+    return tensor.to(precision.get(tensor.dtype, tensor.dtype))
 
 
 def _like(tensor: Tensor, original: Tensor) -> Tensor:
@@ -167,17 +193,22 @@ def _outputs(
     args: Any,
     kwargs: Any,
     choice: Choice | None,
+    precision: Precision,
 ) -> list[Tensor]:
     """Run the model with other tensors and return those of its output."""
     run = couplings.run
-    args, kwargs = tree_map_only(Tensor, lambda t: _wide(t.detach().clone()), (args, dict(kwargs)))
+    args, kwargs = tree_map_only(
+        Tensor, lambda t: _converted(t.detach().clone(), precision), (args, dict(kwargs))
+    )
     with ExitStack() as stack:
         stack.enter_context(untouched(run.model))
         stack.enter_context(plain_kernels())
         stack.enter_context(mode_of_training(run.model, False))
-        stack.enter_context(_default_dtype(torch.float64))
+        if precision:
+            stack.enter_context(_default_dtype(torch.float64))
         stack.enter_context(as_if(run.paths, tensors, attributes))
-        stack.enter_context(_Wide())  # type: ignore[no-untyped-call]
+        if precision:
+            stack.enter_context(_Wide())  # type: ignore[no-untyped-call]
         if choice is not None:
             stack.enter_context(Survivors(couplings, choice))
         return list(tensors_in(run.model(*args, **kwargs)))
@@ -200,8 +231,7 @@ class _Wide(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in LOW_PRECISION or kwargs.get("out_dtype") in LOW_PRECISION:
-            kwargs["dtype" if "dtype" in kwargs else "out_dtype"] = torch.float64
+        kwargs |= {name: WIDE[kwargs[name]] for name in ("dtype", "out_dtype") if kwargs.get(name) in WIDE}
         if plain_name(func) == "_grouped_mm" and args[0].dtype == torch.float64:
             return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)

@@ -313,6 +313,23 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
         TOKENS,
         {"body.weight_ih_l0"},
     ),
+    "instance norm": (
+        lambda: Function(
+            lambda m, x: m.head(m.n(m.a(x)).mean((2, 3))),
+            a=conv(3, 8),
+            n=nn.InstanceNorm2d(8, affine=True),
+            head=nn.Linear(8, 4),
+        ),
+        IMAGE,
+        {"a.weight"},
+    ),
+    "embedding bag": (
+        lambda: Function(
+            lambda m, x: m.head(m.a((x[..., 0] > 0).long())), a=nn.EmbeddingBag(5, 6), head=nn.Linear(6, 4)
+        ),
+        TOKENS,
+        {"a.weight"},
+    ),
     "several outputs": (
         lambda: Function(
             lambda m, x: {"low": m.b(m.a(x).relu()), "high": [m.c(m.a(x).relu())]},
@@ -539,6 +556,18 @@ def test_a_trace_leaves_no_trace() -> None:
     assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True))
     assert math.sqrt(4) == 2.0 and type(math.sqrt(4)) is float
     assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_rows_under_weight_norm_stay_since_masked_ones_would_be_divided_by_zero() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 6))
+    couplings = trace(nn.Sequential(layer, nn.Linear(6, 4)), (torch.randn(2, 8),))
+    assert couplings.groups == {}
+    assert "weight norm divides" in couplings.frozen["1.weight[1]"]
+
+
+def test_scripted_modules_are_refused() -> None:
+    with pytest.raises(ValueError, match="scripted modules, 0: prune it before it is scripted"):
+        trace(nn.Sequential(torch.jit.script(nn.Linear(2, 2))), (torch.randn(1, 2),))
 
 
 def test_training_mode_finds_the_same_groups() -> None:

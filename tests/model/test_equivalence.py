@@ -97,3 +97,34 @@ def test_several_calls_are_compared_and_the_worst_counts() -> None:
     calls = [((torch.randn(2, n, 6),), {}) for n in (1, 4)]
     errors = [relative_error(couplings, choice, plan, [call]) for call in calls]
     assert relative_error(couplings, choice, plan, calls) == max(errors) > 0
+
+
+def test_a_model_that_knows_no_float64_is_compared_in_its_own_precision() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                raise RuntimeError("no kernel for float64")
+            return self.b(self.a(x).relu())  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    couplings = trace(Single(), (torch.randn(2, 6),))
+    _, plan = settle(couplings, lambda: half(couplings))
+    assert plan.groups == {"a.weight": (8, 4)} and plan.error is not None and plan.error < 1e-5
+
+
+def test_a_model_that_draws_in_eval_mode_is_told() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.count = nn.Linear(6, 8), nn.Linear(8, 2), iter(range(99))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) + next(self.count)  # type: ignore[no-any-return]
+
+    couplings = trace(Noisy(), (torch.randn(2, 6),))
+    with pytest.raises(ValueError, match="with nothing removed they differ"):
+        settle(couplings, lambda: half(couplings))

@@ -17,6 +17,13 @@ def embedding(op: Op) -> Types:
     return [*indices, op.first[1]]
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(op: Op) -> list[Types]:
+    """Look up rows and reduce them by bags: the vocabulary stays, the width goes along."""
+    freeze(op.first[0], "vocabulary of an embedding")
+    return [[*frozen(op.shape[:1], "bags of an embedding"), op.first[1]]]
+
+
 @rule("index", "_unsafe_index")
 def index(op: Op) -> Types:
     """Read at positions given by tensors; the dims without such a tensor go along."""

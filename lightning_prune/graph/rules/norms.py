@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_prune.graph.refinement import unify
 from lightning_prune.graph.rules.products import GROUPED
-from lightning_prune.graph.rules.table import Op, Types, rule
+from lightning_prune.graph.rules.table import Op, Types, freeze_all, rule
 from lightning_prune.graph.types import Type, annotate, find, freeze, product
 
 RENORMALISED = "renormalised"
@@ -52,6 +52,15 @@ def group_norm(op: Op) -> Types:
         annotate(groups, GROUPED)
         unify(channels, product([groups, Type(find(channels).size // num_groups)]))
     annotate(channels, RENORMALISED)
+    return op.first
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(op: Op) -> Types:
+    """Freeze direction and gain: a row that is masked in training would be divided by its norm of zero."""
+    gain = op[1]
+    assert gain is not None
+    freeze_all([*op.first, *gain], "weight norm divides by the norm of each row")
     return op.first
 
 
