@@ -565,6 +565,7 @@ def test_rows_under_weight_norm_stay_since_masked_ones_would_be_divided_by_zero(
     assert "weight norm divides" in couplings.frozen["1.weight[1]"]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_scripted_modules_are_refused() -> None:
     with pytest.raises(ValueError, match="scripted modules, 0: prune it before it is scripted"):
         trace(nn.Sequential(torch.jit.script(nn.Linear(2, 2))), (torch.randn(1, 2),))
