@@ -129,7 +129,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Let a model be run in eval mode, and put everything back: flags, attributes, buffers, random states."""
     modules = list(model.modules())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with untouched(model), _buffers_kept(modules), _random_states_kept(device), _eval_mode(modules):
+    with (
+        untouched(model),
+        _buffers_kept(modules),
+        _random_states_kept(device),
+        _eval_mode(modules),
+        _eager(),
+    ):
         yield
 
 

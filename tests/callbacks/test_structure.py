@@ -316,3 +316,37 @@ def test_a_copy_of_the_module_is_independent(tmp_path):
     checkpoint = {}
     twin.on_save_checkpoint(checkpoint)
     assert read_record(checkpoint) == plans_of(module)
+
+
+def test_a_compiled_part_shrinks_alike(tmp_path):
+    class Compiled(Toy):
+        def __init__(self):
+            super().__init__()
+            self.body.compile(backend="eager")
+
+    expected = everything(*run("update", tmp_path / "plain"))
+    assert_equal(expected, everything(*run("update", tmp_path / "compiled", module=Compiled)))
+
+
+def test_the_example_call_leaves_no_trace(tmp_path):
+    """A step that draws numbers, keeps books and moves a buffer: the first run of it is the first real one."""
+
+    class Bookkeeper(Toy):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("queue", torch.zeros(1))
+            self.seen = []
+
+        def training_step(self, batch, batch_idx):
+            self.queue += torch.rand(1)
+            self.seen.append(float(torch.rand(1)))
+            return super().training_step(batch, batch_idx)
+
+    modules = []
+    for callback in ([], [build("never", sparsity=0.0)]):
+        modules.append(Bookkeeper())
+        torch.manual_seed(7)
+        trainer(*callback, max_epochs=1).fit(modules[-1], data(), data())
+    first, second = modules
+    assert first.seen == second.seen and len(first.seen) == NUM_BATCHES
+    assert all(torch.equal(t, second.state_dict()[n]) for n, t in first.state_dict().items())
