@@ -27,10 +27,3 @@ class Skip(nn.Module):
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
         """Hand on `x`."""
         return x if self.num_outputs is None else (x, *[None] * (self.num_outputs - 1))
-
-
-def skip_(model: nn.Module, path: str, num_outputs: int | None = None) -> None:
-    """Put a `Skip` in the place of a module."""
-    parent, _, name = path.rpartition(".")
-    owner = model.get_submodule(parent)
-    setattr(owner, name, Skip(num_outputs))
