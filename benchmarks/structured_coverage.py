@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -216,18 +217,40 @@ def wanted(patterns: Iterable[str], num: int | None) -> list[str]:
 
 
 def summary(record: dict[str, Any], names: list[str]) -> str:
-    """Return how many models came to which end, a row for each tool and source."""
+    """Return how many models came to which end, a row for each tool and source; and what the proofs are worth."""
+    found = {
+        tool: {name: ran["rows"][name] for name in names if name in ran["rows"]}
+        for tool, ran in record["tools"].items()
+    }
+    if "torch-pruning-hints" in found:
+        plain, hinted = found["torch-pruning"], found.pop("torch-pruning-hints")
+        best = {name: row for name, row in hinted.items() if row["outcome"] == "equal"}
+        found["torch-pruning, head counts given where that helps"] = plain | best
     lines = []
-    for tool, ran in record["tools"].items():
-        for source in dict.fromkeys(name.partition("/")[0] for name in names):
-            rows = [
-                row for name, row in ran["rows"].items() if name.startswith(source + "/") and name in names
-            ]
-            if rows:
-                counts = Counter(row["outcome"] for row in rows)
-                cells = {outcome: str(counts[outcome] or "–") for outcome in OUTCOMES}
-                lines.append({"tool": tool, "source": source, "models": str(len(rows))} | cells)
-    return table(lines)
+    for tool, rows in found.items():
+        for source in [*dict.fromkeys(name.partition("/")[0] for name in rows), "all"]:
+            chosen = [r for name, r in rows.items() if source in ("all", name.partition("/")[0])]
+            counts = Counter(row["outcome"] for row in chosen)
+            cells = {outcome: str(counts[outcome] or "–") for outcome in OUTCOMES}
+            lines.append({"tool": tool, "source": source, "models": str(len(chosen))} | cells)
+    return table(lines) + "\n\n" + table([evidence(tool, rows) for tool, rows in found.items()])
+
+
+def evidence(tool: str, rows: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return how equal the equal ones are, what wrong slices would make of them, what is left, and what it took."""
+    equal = [row for row in rows.values() if row["outcome"] == "equal"]
+    seconds = [sum(row.get(key, 0.0) for key in ("trace_s", "plan_s", "surgery_s")) for row in equal]
+    visible = [min(row["controls"].values()) for row in equal if row.get("controls")]
+    return {
+        "tool": tool,
+        "equal": str(len(equal)),
+        "largest error": f"{max((row['relative_error'] for row in equal), default=0):.1e}",
+        "least visible control": f"{min(visible, default=0):.1e}",
+        f"controls below {VISIBLE:.0e}": str(sum(v < VISIBLE for v in visible) + len(equal) - len(visible)),
+        "attention's scale changed": str(sum(row.get("scale") == "live" for row in equal)),
+        "parameters kept, median": f"{median([row['params'] for row in equal] or [1]):.3f}",
+        "CPU s, median": f"{median(seconds or [0]):.2f}",
+    }
 
 
 def main() -> None:
@@ -240,9 +263,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=90, help="CPU time that a tool may take for a model")
     parser.add_argument("--redo", nargs="*", help="outcomes to run again; without any, all")
     parser.add_argument("--out", type=Path, default=RESULTS / "structured_coverage.json")
+    parser.add_argument("--show", action="store_true", help="only print what the results file holds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = wanted(options.models, options.limit)
+    if options.show:
+        print(summary(load(options.out), names))
+        return
     zoo.load()
     head = facts(0)
     for name in names:
