@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.core.allocation import floor_of, num_kept
@@ -19,7 +18,7 @@ from lightning_prune.core.types import Masks, Name
 from lightning_prune.graph import Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.calls import Call, replaying
-from lightning_prune.model.statistics import Statistics
+from lightning_prune.model.influence import Influence
 from lightning_prune.model.surgery import execute_
 
 
@@ -29,7 +28,8 @@ class DepthPruner:
     Args:
         model: it is only read here; `shrink_` changes it.
         recipe: its granularity is `Layer`; `include` and `exclude` name blocks.
-        call: an example call, which is traced, and on which the blocks' influence is measured.
+        call: an example call, which is traced; the blocks' influence is measured on it unless `statistics` has watched
+            other calls.
         trained: unused; blocks go as wholes.
 
     Raises:
@@ -49,7 +49,7 @@ class DepthPruner:
                 f"`granularity` Layer skips residual blocks, but {type(model).__name__} has none that can be: a module "
                 "that runs once and returns its input plus something, in the same shape."
             )
-        self.statistics = Statistics(model, {}, ())
+        self.statistics = Influence(model, self.blocks)
         self.masks: Masks = {}
         self.plans: list[Plan] = []
         self.frozen: dict[str, str] = {}
@@ -74,14 +74,25 @@ class DepthPruner:
 
     def update_(self, fraction: float) -> None:
         """Choose the blocks that go, for a fraction of the final sparsity in [0, 1]."""
+        self.choose_(fraction)
+
+    def choose_(self, fraction: float) -> None:
+        """Choose the blocks that go; nothing is masked."""
         self.requested = fraction * self.final_sparsity
-        self.influence = block_influence(self.model, self.call, self.blocks)
+        self.influence = self.agree(self._measured())
         count = num_kept(self.num_groups, self.requested)
         count = max(count, floor_of(self.granularity.min_keep, self.num_groups))
-        self.influence = self.agree(self.influence)
         scores = torch.tensor([self.influence[path] for path in self.blocks], dtype=torch.float64)
         mask = keep_top({"blocks": scores}, count)["blocks"]
         self.skipped = [path for path, is_kept in zip(self.blocks, mask.tolist(), strict=True) if not is_kept]
+
+    def _measured(self) -> dict[str, float]:
+        if not self.statistics.influence():
+            with self.statistics.watch(), replaying(self.model, self.call) as again:
+                again()
+        found = dict(self.statistics.influence())
+        self.statistics.clear()
+        return found
 
     def apply_(self, among: Container[int] | None = None) -> None:
         """Do nothing: blocks are not masked, they go at once."""
@@ -118,33 +129,6 @@ class DepthPruner:
         self.requested, self.skipped = float(state["requested"]), list(state["skipped"])
         self.influence = dict(state["influence"])
         self.plans = list(from_data(state["plans"]))
-
-
-def block_influence(model: nn.Module, call: Call, paths: Iterable[str]) -> dict[str, float]:
-    """Measure how much each block changes its input: 1 - E[cos(x, f(x))] over the positions of all examples.
-
-    Men et al. 2024 (arXiv:2403.03853), eq. 1. Features are the last dim, of images (n, c, h, w) the channels.
-
-    Returns:
-        path -> influence in [0, 2]; 0 is a block that only scales its input.
-    """
-    found: dict[str, float] = {}
-
-    def note(path: str, x: Tensor, y: Any) -> None:
-        y = y[0] if isinstance(y, (tuple, list)) else y
-        dim = 1 if x.dim() == 4 else -1
-        cosine = nn.functional.cosine_similarity(x.detach().double(), y.detach().double(), dim=dim)
-        found[path] = 1.0 - float(cosine.mean())
-
-    with ExitStack() as hooks, replaying(model, call) as again:
-        for path in paths:
-
-            def hook(_: nn.Module, args: Any, output: Any, path: str = path) -> None:
-                note(path, args[0], output)
-
-            hooks.callback(model.get_submodule(path).register_forward_hook(hook).remove)
-        again()
-    return found
 
 
 def _selected(paths: list[str], recipe: Recipe) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.core.criteria import required_statistics
-from lightning_prune.core.granularities import Channel, Head, Weight
+from lightning_prune.core.granularities import Weight
 from lightning_prune.core.masks import PackedMask, group_scores, pack, unpack
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
@@ -17,20 +17,14 @@ from lightning_prune.core.types import GroupScores, Masks, Name
 from lightning_prune.graph import Choice, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.apply import apply_masks_
-from lightning_prune.model.budget import cost_function, solve
+from lightning_prune.model.budget import cost_function
 from lightning_prune.model.calls import Call
+from lightning_prune.model.contest import Contest
 from lightning_prune.model.equivalence import settle
-from lightning_prune.model.grouping import (
-    candidates,
-    choose,
-    counts_of,
-    overall_sparsity,
-    score_groups,
-    without,
-)
+from lightning_prune.model.grouping import counts_of, without
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
-from lightning_prune.model.targets import select_targets
+from lightning_prune.model.targets import output_dims, select_targets
 
 
 class GroupPruner:
@@ -51,104 +45,120 @@ class GroupPruner:
     def __init__(
         self, model: nn.Module, recipe: Recipe, call: Call, trained: Container[int] | None = None
     ) -> None:
-        assert isinstance(recipe.granularity, (Channel, Head))
-        self.model, self.recipe, self.granularity, self.call = model, recipe, recipe.granularity, call
-        self.couplings = trace(call.module, call.args, call.kwargs, root=model)
+        self.model, self.recipe, self.call = model, recipe, call
         scored = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
-        self.protected = _protected(model, recipe, scored)
-        self.statistics = Statistics(model, scored, required_statistics(recipe.criterion))
         self.scored = {name: tuple(parameter.shape) for name, parameter in scored.items()}
+        self.statistics = Statistics(model, scored, required_statistics(recipe.criterion))
+        self.couplings = trace(call.module, call.args, call.kwargs, root=model)
+        self.contest = Contest(recipe, self.couplings, call, self.scored, _protected(model, recipe, scored))
+        self.outputs = self._outputs()
         self.frozen: dict[str, str] = {}
         self.masks: Masks = {}
         self.choice: dict[str, Tensor] = {}
         self.plans: list[Plan] = []
-        self.requested, self.achieved = 0.0, 0.0
-        self.dense_sizes: dict[str, int] = {}
-        self._solved: float | None = None
+        self.fraction = 0.0
         self.agree: Callable[[Any], Any] = lambda found: found
         """What one process has found -> what all go by; each is asked at the same points."""
+        self._scores: GroupScores | None = None
+        self._is_proved = False
         self._refresh()
-        if not self.groups:
+        self._check_not_empty()
+
+    def _check_not_empty(self) -> None:
+        if not self.contest.groups:
+            frozen = self.couplings.frozen
             raise ValueError(
-                f"`granularity` {self.granularity} finds nothing to prune in {type(model).__name__}. Frozen are "
-                f"{listed([f'{n} ({why})' for n, why in self.couplings.frozen.items()])}."
+                f"`granularity` {self.recipe.granularity} finds nothing to prune in {type(self.model).__name__}. "
+                f"Frozen are {listed([f'{name} ({why})' for name, why in frozen.items()])}."
             )
 
     def _refresh(self) -> None:
-        """Find the groups that can be pruned, and the parameters that they reach."""
-        self.groups = candidates(self.couplings, self.granularity, self.scored, self.protected)
-        for name, group in self.groups.items():
-            self.dense_sizes.setdefault(name, group.size)
-        parameters = dict(self.model.named_parameters())
-        reached = {m.tensor for g in self.groups.values() for m in g.members if m.is_parameter}
-        self.targets: dict[Name, nn.Parameter] = {n: p for n, p in parameters.items() if n in reached}
-        self.shapes = {name: tuple(p.shape) for name, p in self.targets.items()}
-        self.group_shapes = {name: (group.size,) for name, group in self.groups.items()}
+        """Find the parameters that the groups reach."""
+        reached = {m.tensor for g in self.contest.groups.values() for m in g.members if m.is_parameter}
+        self.targets: dict[Name, nn.Parameter] = {
+            name: parameter for name, parameter in self.model.named_parameters() if name in reached
+        }
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
+
+    def _outputs(self) -> dict[Name, str]:
+        """Return the group that each weight's outputs belong to."""
+        dims = output_dims(self.model)
+        return {
+            member.tensor: name
+            for name, group in self.contest.groups.items()
+            for member in group.members
+            if member.dim in dims.get(member.tensor, {0})
+        }
 
     @property
     def num_groups(self) -> int:
         """The number of indices of all groups, before anything was cut."""
-        return sum(self.dense_sizes.values())
+        return sum(self.contest.sizes.values())
 
     @property
     def final_sparsity(self) -> float:
         """The fraction of all indices that goes in the end; with a budget it is known after the first update."""
-        if self.recipe.budget is not None:
-            return self._solved if self._solved is not None else 0.0
-        return self.recipe.final_sparsity(self.group_shapes)
+        return self.contest.final_sparsity
+
+    @property
+    def requested(self) -> float:
+        """The fraction of all indices that is to be gone by now."""
+        return self.fraction * self.final_sparsity
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all indices that is masked or gone."""
+        return self.contest.sparsity(self.choice)
 
     def count_groups(self, name: Name) -> tuple[int, int] | None:
         """Return how many outputs a weight had and how many it keeps; None where they are not pruned."""
-        for group_name, group in self.groups.items():
-            if any(member.tensor == name and member.dim == 0 for member in group.members):
-                kept = int(self.choice[group_name].sum()) if group_name in self.choice else group.size
-                return self.dense_sizes[group_name], kept
-        return None
+        group = self.outputs.get(name)
+        if group not in self.contest.sizes:
+            return None
+        return self.contest.sizes[group], self.contest.counts(self.choice)[group]
 
     def update_(self, fraction: float) -> None:
         """Choose anew, for a fraction of the final sparsity in [0, 1], and mask what is to go.
 
         What is pruned stays pruned, unless less than before is asked for.
         """
-        scores = self._scores()
-        if self.recipe.budget is not None and self._solved is None:
-            self._solved = overall_sparsity(self._affordable(scores))
-        requested = fraction * self.final_sparsity
-        if requested >= self.requested:
-            scores = without(scores, self.choice)
-        choice = self._chosen(scores, requested, fraction) if requested else {}
-        self.choice, self._solved = self.agree((choice, self._solved))
+        self.choose_(fraction)
+        if self.choice and not self._is_proved:
+            self._prove(fraction)
         self.masks = self._masks()
-        self.requested = requested
-        self.statistics.clear()
         self.apply_()
 
-    def _scores(self) -> GroupScores:
+    def choose_(self, fraction: float) -> None:
+        """Choose anew as `update_` does, but change no weight yet."""
         weights = group_scores(
             self.statistics.read(), self.scored, criterion=self.recipe.criterion, granularity=Weight()
         )
-        return score_groups(self.groups, weights, self.granularity)
+        scores = self.contest.scores(weights)
+        self._scores = without(scores, self.choice) if fraction >= self.fraction else scores
+        self.fraction = fraction
+        self._choose()
+        self.statistics.clear()
 
-    def _chosen(self, scores: GroupScores, requested: float, fraction: float) -> dict[str, Tensor]:
-        if self.recipe.budget is not None and fraction >= 1.0:
-            return self._affordable(scores)
-        done = 1.0 - sum(len(s) for s in scores.values()) / max(self.num_groups, 1)
-        return self._at(scores, max(0.0, 1.0 - (1.0 - requested) / (1.0 - done)))
+    def _choose(self) -> None:
+        assert self._scores is not None
+        scores, budget = self._scores, self.recipe.budget
+        if budget is not None and budget.kind == "latency" and self.contest.solved is None:
+            settle(
+                self.couplings, lambda: self.contest.halve(scores), freeze=self._drop
+            )  # what runs, is timed
+        choice = self.contest.choose(scores, self.fraction) if self.fraction else {}
+        self.choice, self.contest.solved = self.agree((choice, self.contest.solved))
 
-    def _at(self, scores: GroupScores, sparsity: float) -> dict[str, Tensor]:
-        ties = self.couplings.ties
-        return choose(scores, sparsity, granularity=self.granularity, scope=self.recipe.scope, ties=ties)
-
-    def _affordable(self, scores: GroupScores) -> dict[str, Tensor]:
-        assert self.recipe.budget is not None
-        return solve(
-            self.recipe.budget,
-            scores,
-            cost_function(self.recipe.budget, self.couplings, self.call, {}),
-            granularity=self.granularity,
-            scope=self.recipe.scope,
-            ties=self.couplings.ties,
-        )
+    def _prove(self, fraction: float) -> None:
+        """Find out what cannot follow before anything is masked, by the choice that would be made in the end."""
+        self.fraction = 1.0
+        try:
+            self._choose()
+            self.plan()
+        finally:
+            self.fraction = fraction
+        self._choose()
+        self._is_proved = True
 
     def _masks(self) -> Masks:
         found = self.couplings.masks(self.choice)
@@ -168,20 +178,33 @@ class GroupPruner:
     def plan(self) -> Plan:
         """Return the plan that makes the present choice real, proved equal to the masked model.
 
-        Groups that cannot follow are frozen, with the reason in `frozen`, and keep all.
+        Groups that cannot follow are frozen, with the reason in `frozen`, and keep all; the others compete anew.
+
+        Raises:
+            ValueError: nothing is left to prune, or a budget is out of reach of what is left.
         """
+        found = settle(self.couplings, self._kept, freeze=self._drop)
+        self.choice, plan, self.frozen = self.agree((dict(found[0]), found[1], self.frozen))
+        self._drop([name for name in self.frozen if name in self.couplings.groups], "frozen before")
+        assert isinstance(plan, Plan)
+        return plan
 
-        def kept() -> Choice:
-            return {name: mask for name, mask in self.choice.items() if name in self.couplings.groups}
+    def _kept(self) -> Choice:
+        """Return the choice, made anew among the groups that are left where some have just been frozen."""
+        if not self.choice.keys() <= self.contest.sizes.keys():
+            self._check_not_empty()
+            if self._scores is None:
+                self.choice = {name: m for name, m in self.choice.items() if name in self.contest.sizes}
+            else:
+                self.choice = self.contest.choose(self._scores, self.fraction)
+        return self.choice
 
-        def note(names: Iterable[str], reason: str) -> None:
-            self.frozen |= dict.fromkeys(names, reason)
-
-        choice, plan = settle(self.couplings, kept, freeze=note)
-        self.choice, agreed, self.frozen = self.agree((dict(choice), plan, self.frozen))
-        self.couplings.freeze([n for n in self.frozen if n in self.couplings.groups], "frozen before")
-        assert isinstance(agreed, Plan)
-        return agreed
+    def _drop(self, names: Collection[str], reason: str) -> None:
+        """Leave out groups that cannot follow."""
+        self.couplings.freeze([name for name in names if name in self.couplings.groups], reason)
+        self.frozen = dict.fromkeys(names, reason) | self.frozen
+        self.contest.drop(names)
+        self._refresh()
 
     def shrink_(self, optimizers: Iterable[Optimizer] = (), copies: Iterable[nn.Module] = ()) -> Plan:
         """Make the model as small as its masks say, and go on with the smaller one."""
@@ -189,34 +212,40 @@ class GroupPruner:
         if plan.is_empty:
             self.masks = self._masks()
             return plan
+        spent = self.cost
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.statistics.cut_(self.model, plan.slices)
         self.plans.append(plan)
         self.choice, self.masks = {}, {}
         self.couplings = trace(self.call.module, self.call.args, self.call.kwargs, root=self.model)
-        self.couplings.freeze([n for n in self.frozen if n in self.couplings.groups], "frozen before")
-        scored = select_targets(self.model, include=self.recipe.include, exclude=self.recipe.exclude)
-        self.scored = {name: tuple(p.shape) for name, p in scored.items() if name in self.scored}
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        self.scored = {name: shapes[name] for name in self.scored}
+        self.contest.follow(self.couplings, spent, self.scored)
         self._refresh()
         return plan
 
-    def counts(self) -> dict[str, int]:
-        """Return how many indices each group keeps."""
-        return {n: g.size for n, g in self.groups.items()} | counts_of(self.choice)
-
     @property
-    def sparsity(self) -> float:
-        """The fraction of all indices that is masked or gone."""
-        return 1.0 - sum(self.counts().values()) / max(self.num_groups, 1)
+    def cost(self) -> float:
+        """What the model costs without what is masked, as a fraction of the dense one, in the terms of the budget.
+
+        A latency is not measured here: it is 1.0, as it is without a budget.
+        """
+        budget = self.recipe.budget
+        if budget is None or budget.kind == "latency":
+            return 1.0
+        return cost_function(budget, self.couplings, self.call, self.contest.spent)(counts_of(self.choice))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the choice (packed), what was cut, progress and sums, safe under `weights_only=True`."""
         return {
             "choice": {name: pack(mask) for name, mask in self.choice.items()},
-            "requested": self.requested,
-            "solved": -1.0 if self._solved is None else self._solved,
-            "dense_sizes": dict(self.dense_sizes),
+            "fraction": self.fraction,
+            "is_proved": self._is_proved,
             "frozen": dict(self.frozen),
+            "sizes": dict(self.contest.sizes),
+            "kinds": dict(self.contest.kinds),
+            "spent": self.contest.spent,
+            "solved": self.contest.solved,
             "plans": to_data(self.plans),
             "statistics": self.statistics.state_dict(),
         }
@@ -229,27 +258,36 @@ class GroupPruner:
         """
         packed: Mapping[str, PackedMask] = state["choice"]
         choice = {name: unpack(name, mask) for name, mask in packed.items()}
-        wrong = [n for n, mask in choice.items() if n not in self.groups or len(mask) != self.groups[n].size]
+        groups = self.contest.groups
+        wrong = [
+            name for name, mask in choice.items() if name not in groups or len(mask) != groups[name].size
+        ]
         if wrong:
             raise ValueError(
-                f"`choice` of the checkpoint belongs to the groups {listed(self.groups)}, but got some for "
+                f"`choice` of the checkpoint belongs to the groups {listed(groups)}, but got some for "
                 f"{listed(wrong)}: the model, `include` or `exclude` has changed."
             )
-        self.plans = list(from_data(state["plans"]))
-        self.couplings.freeze([n for n in state["frozen"] if n in self.couplings.groups], "frozen before")
-        self.frozen, self.dense_sizes = dict(state["frozen"]), dict(state["dense_sizes"])
+        self.plans, self.choice = list(from_data(state["plans"])), choice
+        self.contest.sizes, self.contest.kinds = dict(state["sizes"]), dict(state["kinds"])
+        self.contest.follow(self.couplings, float(state["spent"]), self.scored)
+        for name, reason in state["frozen"].items():
+            self._drop([name], reason)
         self._refresh()
-        self.choice = choice
-        self._solved = None if state["solved"] < 0 else float(state["solved"])
-        self.masks, self.requested = self._masks(), float(state["requested"])
+        self.contest.solved, self._is_proved = state["solved"], bool(state["is_proved"])
+        self.masks, self.fraction = self._masks(), float(state["fraction"])
         self.statistics.load_state_dict(state["statistics"])
 
 
-def _protected(model: nn.Module, recipe: Recipe, scored: Mapping[Name, object]) -> set[Name]:
+def _protected(
+    model: nn.Module, recipe: Recipe, scored: Mapping[Name, object]
+) -> dict[Name, Collection[int]]:
     """Return the weights whose outputs stay: those left out by `exclude`, and with `include` all others."""
     if recipe.include is None and not recipe.exclude:
-        return set()
+        return {}
     everything = select_targets(model, include=["*"])
-    if recipe.include is not None:
-        return set(everything) - set(scored)
-    return set(everything) - set(select_targets(model, include=["*"], exclude=recipe.exclude))
+    spared = set(everything) - (
+        set(scored)
+        if recipe.include is not None
+        else set(select_targets(model, include=["*"], exclude=recipe.exclude))
+    )
+    return {name: dims for name, dims in output_dims(model).items() if name in spared}

@@ -45,11 +45,26 @@ def layout_of(owner: nn.Module, key: str) -> Layout | None:
         return _attention(owner, key)
     if isinstance(owner, nn.Embedding):
         return Layout(owner, (0, "input"), -1, None, _row)
-    if type(owner).__name__ == "Conv1D" and type(owner).__module__.startswith("transformers."):
+    if is_transformers_conv1d(owner):
         return Layout(
             owner, (0, "x"), -1, _column, _row
         )  # GPT-2's linear layer keeps its weight as (in, out)
     return None
+
+
+def output_dim(owner: nn.Module) -> int:
+    """Return the dim of a module's weight along which its outputs lie.
+
+    Example:
+        >>> output_dim(nn.Linear(2, 3)), output_dim(nn.ConvTranspose2d(2, 3, 1)), output_dim(nn.Embedding(9, 3))
+        (0, 1, 1)
+    """
+    return int(isinstance(owner, (_ConvTransposeNd, nn.Embedding)) or is_transformers_conv1d(owner))
+
+
+def is_transformers_conv1d(owner: nn.Module) -> bool:
+    """Whether this is the linear layer of GPT-2 in Hugging Face transformers, which is no `nn.Linear`."""
+    return type(owner).__name__ == "Conv1D" and type(owner).__module__.startswith("transformers.")
 
 
 def _row(values: Tensor) -> Tensor:

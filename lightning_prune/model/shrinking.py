@@ -79,7 +79,8 @@ def shrink(
         scope: who competes with whom.
         include: patterns or module types whose outputs are pruned; by default those of all layers.
         exclude: patterns or module types whose outputs stay; their inputs follow the layers before.
-        batches: calibration data, for criteria by activations or gradients.
+        batches: calibration data, for criteria by activations or gradients, and for `Layer`, which takes the example
+            without it.
         forward: (model, batch) -> anything, runs the model on one batch.
         loss: (model, batch) -> scalar, for criteria by gradients.
         optimizers: whose state is cut alike.
@@ -103,13 +104,7 @@ def shrink(
     call = Call(model, args, dict(example) if isinstance(example, Mapping) else {})
     pruner = pruner_of(model, recipe, call)
     assert not isinstance(pruner, Pruner)
-    before = {name: parameter.detach().clone() for name, parameter in pruner.targets.items()}
-    calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
-    try:
-        pruner.update_(1.0)
-        return pruner.shrink_(optimizers, copies)
-    except BaseException:
-        for name, parameter in pruner.targets.items():
-            if parameter.shape == before[name].shape:
-                parameter.data.copy_(before[name])
-        raise
+    if batches is not None or not isinstance(granularity, Layer):  # blocks are judged by the example as well
+        calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
+    pruner.choose_(1.0)
+    return pruner.shrink_(optimizers, copies)

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune.core.patterns import check_match, listed, matches
 from lightning_prune.core.types import Name
+from lightning_prune.model.layouts import is_transformers_conv1d, output_dim
 
 Pattern: TypeAlias = str | type[nn.Module]
 
@@ -35,7 +36,7 @@ class _Candidate:
 
     @property
     def is_default(self) -> bool:
-        return all(isinstance(o, DEFAULT_TYPES) or _is_transformers_conv1d(o) for o in self.owners)
+        return all(isinstance(o, DEFAULT_TYPES) or is_transformers_conv1d(o) for o in self.owners)
 
 
 def select_targets(
@@ -86,6 +87,16 @@ def select_targets(
     return chosen
 
 
+def output_dims(model: nn.Module) -> dict[Name, set[int]]:
+    """Return along which dims of each weight its outputs lie; of a tied weight, those of all layers that hold it.
+
+    Example:
+        >>> output_dims(nn.Sequential(nn.Embedding(9, 3), nn.Linear(3, 2)))
+        {'0.weight': {1}, '1.weight': {0}}
+    """
+    return {name: {output_dim(o) for o in found.owners} for name, found in _candidates(model).items()}
+
+
 def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
     names: dict[int, list[Name]] = {}
     owners: dict[int, list[nn.Module]] = {}
@@ -121,8 +132,3 @@ def _check_matches(argument: str, patterns: Sequence[Pattern], candidates: Mappi
         raise ValueError(
             f"`{argument}` has a type that no weight belongs to: {pattern!r}. The types are {listed(known)}."
         )
-
-
-def _is_transformers_conv1d(module: nn.Module) -> bool:
-    """Whether this is the linear layer of GPT-2 in Hugging Face transformers, which is no `nn.Linear`."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")

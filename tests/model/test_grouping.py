@@ -11,7 +11,7 @@ from torch import nn
 from lightning_prune import Channel, Global, Head, Isomorphic, Local
 from lightning_prune.core.types import GroupScores
 from lightning_prune.graph import trace
-from lightning_prune.model.grouping import allowed, candidates, choose, score_groups
+from lightning_prune.model.grouping import allowed, candidates, count, keep, score_groups, without
 
 
 class Attention(nn.Module):
@@ -28,11 +28,15 @@ def mlp():
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
+def choose(scores, sparsity, **nouns):
+    return keep(scores, count(scores, sparsity, **nouns))
+
+
 def scored(model, x, granularity, **settings):
     torch.manual_seed(0)
     couplings = trace(model, (x,))
     scores = {n: torch.rand_like(p) for n, p in model.named_parameters() if p.dim() > 1}
-    groups = candidates(couplings, granularity, scores, set())
+    groups = candidates(couplings, granularity, scores, {})
     return groups, scores, score_groups(groups, scores, granularity)
 
 
@@ -67,9 +71,9 @@ def test_what_is_protected_keeps_its_outputs_and_follows_with_its_inputs():
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 3))
     couplings = trace(model, (torch.zeros(2, 4),))
     names = {name for name, p in model.named_parameters() if p.dim() > 1}
-    assert set(candidates(couplings, Channel(), names, {"1.weight"})) == {"0.weight"}
-    assert set(candidates(couplings, Channel(), {"0.bias"}, set())) == {"0.weight"}
-    assert candidates(couplings, Head(), names, set()) == {}
+    assert set(candidates(couplings, Channel(), names, {"1.weight": {0}})) == {"0.weight"}
+    assert set(candidates(couplings, Channel(), {"0.bias"}, {})) == {"0.weight"}
+    assert candidates(couplings, Head(), names, {}) == {}
 
 
 @settings(max_examples=60)
@@ -110,3 +114,39 @@ def test_the_nearest_allowed_number(count, size, step, least):
     assert found in possible
     assert abs(found - min(count, size)) <= min(abs(n - min(count, size)) for n in possible) + unit - 1
     assert math.isfinite(found)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
+@pytest.mark.parametrize("normalize", ["mean", "max"])
+@pytest.mark.parametrize("gone", [[0, 1], [5], []])
+def test_what_was_cut_ranks_as_what_is_zero(reduction, normalize, gone):
+    """A model that was cut and one that is masked are alike to the contest: so they lose the same channels next."""
+    granularity = Channel(reduction=reduction, normalize=normalize)
+    groups, scores, _ = scored(mlp(), torch.zeros(2, 4), granularity)
+    left = [i for i in range(6) if i not in gone]
+    masked = {n: s.clone() for n, s in scores.items()}
+    masked["0.weight"][gone] = masked["2.weight"][:, gone] = 0
+    small = nn.Sequential(nn.Linear(4, len(left)), nn.ReLU(), nn.Linear(len(left), 3))
+    cut = {"0.weight": scores["0.weight"][left], "2.weight": scores["2.weight"][:, left]}
+    small_groups = candidates(trace(small, (torch.zeros(2, 4),)), granularity, cut, {})
+    first = score_groups(groups, masked, granularity)["0.weight"]
+    second = score_groups(small_groups, cut, granularity, {"0.weight": 6})["0.weight"]
+    torch.testing.assert_close(second[: len(left)], first[left])
+    assert bool((second[len(left) :] == -math.inf).all())
+
+
+def test_what_is_gone_stays_gone_whatever_number_is_asked_for():
+    scores = GroupScores({"a": torch.tensor([5.0, 1.0, 3.0, 4.0])}, {"a": "x"})
+    small = without(scores, {"a": torch.tensor([False, True, True])})  # the last was cut before
+    assert keep(small, {"a": 1})["a"].tolist() == [False, False, True, False]
+    assert keep(small, {"a": 4})["a"].tolist() == [False, True, True, False]
+
+
+def test_outputs_along_another_dim_are_protected_too():
+    model = nn.Sequential(
+        nn.ConvTranspose2d(3, 8, 2), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    )
+    couplings = trace(model, (torch.zeros(2, 3, 4, 4),))
+    names = {name for name, p in model.named_parameters() if p.dim() > 1}
+    assert set(candidates(couplings, Channel(), names, {})) == {"0.weight", "2.weight"}
+    assert set(candidates(couplings, Channel(), names, {"0.weight": {1}})) == {"2.weight"}

@@ -13,7 +13,6 @@ from lightning_prune.examples.networks import GPT, ConvNet, LeNet5, ResNet20
 from lightning_prune.graph import trace
 from lightning_prune.model.budget import cost_function
 from lightning_prune.model.calls import Call
-from lightning_prune.model.depth_pruning import block_influence
 from lightning_prune.report.data import Latency
 from tests.members import members
 
@@ -99,9 +98,8 @@ def test_a_latency_is_real_time():
     model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 10))
     x = torch.randn(64, 256)
     couplings, call = trace(model, (x,)), Call(model, (x,), {})
-    cost = cost_function(Budget(latency=0.5), couplings, call, {})
-    quarter = {"0.weight": torch.arange(1024) < 16}
-    assert 0 < cost(quarter) < 1.5 and cost({"0.weight": torch.ones(1024, dtype=torch.bool)}) == 1.0
+    cost = cost_function(Budget(latency=0.5), couplings, call)
+    assert 0 < cost({"0.weight": 16}) < 1.5 and cost({"0.weight": 1024}) == 1.0
 
 
 def test_heads_go_as_wholes():
@@ -132,17 +130,6 @@ def test_the_blocks_that_change_least_are_skipped_and_the_rest_is_untouched():
     assert plan.replaced == {"blocks.2": "skip"}
     assert params(model) == params(reference) < before
     torch.testing.assert_close(model(TOKENS), reference(TOKENS), rtol=0, atol=0)
-
-
-def test_influence_is_one_minus_the_mean_cosine():
-    model, seen = gpt(), {}
-    hook = model.blocks[1].register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out))
-    model(TOKENS)
-    hook.remove()
-    x, y = (seen[k].double().detach().numpy() for k in "xy")
-    cosine = (x * y).sum(-1) / ((x**2).sum(-1) ** 0.5 * (y**2).sum(-1) ** 0.5)
-    found = block_influence(model, Call(model, (TOKENS,), {}), ["blocks.1"])
-    assert found["blocks.1"] == pytest.approx(1 - cosine.mean(), abs=1e-9)
 
 
 def test_a_model_without_residual_blocks_is_refused():

@@ -1,0 +1,143 @@
+"""The contest among a model's coupled groups: how many indices each keeps, and which, also after some were cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.granularities import Channel, Head
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.types import GroupScores, Name, Scores
+from lightning_prune.graph import Couplings
+from lightning_prune.model.budget import Counts, cost_function, solve
+from lightning_prune.model.calls import Call
+from lightning_prune.model.grouping import (
+    candidates,
+    count,
+    counts_of,
+    keep,
+    score_groups,
+    sparsity_of_counts,
+)
+
+
+class Contest:
+    """Groups compete in the sizes that they had before anything was cut.
+
+    What was cut ranks last, as what is masked does: so a model that shrinks with each update loses the same channels as
+    one that is only masked, and `min_keep`, `multiple_of` and a budget mean fractions and multiples of the dense model.
+
+    Args:
+        recipe: what goes, and how much; its granularity is `Channel` or `Head`.
+        couplings: of the model.
+        call: the example call, whose latency a budget may limit.
+        scored: parameters that have scores.
+        protected: parameters whose outputs stay, and the dims of these.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        couplings: Couplings,
+        call: Call,
+        scored: Collection[Name],
+        protected: Mapping[Name, Collection[int]],
+    ) -> None:
+        assert isinstance(recipe.granularity, (Channel, Head))
+        self.recipe, self.granularity, self.call, self.protected = recipe, recipe.granularity, call, protected
+        self.couplings, self.scored = couplings, scored
+        self.groups = candidates(couplings, self.granularity, scored, protected)
+        self.sizes = {name: group.size for name, group in self.groups.items()}
+        self.kinds = {name: group.kind for name, group in self.groups.items()}
+        self.spent = 1.0
+        self.solved: Counts | None = None
+
+    def follow(self, couplings: Couplings, spent: float, scored: Collection[Name]) -> None:
+        """Go on with the smaller model.
+
+        Args:
+            couplings: of it.
+            spent: what it costs, as a fraction of the dense model's.
+            scored: its parameters that have scores.
+        """
+        self.couplings, self.spent, self.scored = couplings, spent, scored
+        found = candidates(couplings, self.granularity, scored, self.protected)
+        self.groups = {name: found[name] for name in self.sizes if name in found}
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Leave out groups that cannot follow; numbers that were solved for with them are solved for anew."""
+        for name in names:
+            if self.sizes.pop(name, None) is not None:
+                self.groups.pop(name, None)
+                self.solved = None
+
+    @property
+    def final_sparsity(self) -> float:
+        """The fraction of all indices that goes in the end; with a budget, as far as it is known."""
+        if self.recipe.budget is None:
+            return self.recipe.final_sparsity({name: (size,) for name, size in self.sizes.items()})
+        return sparsity_of_counts(self.solved, self.sizes) if self.solved is not None else 0.0
+
+    def counts(self, choice: Mapping[str, Tensor]) -> Counts:
+        """Return how many indices each group keeps; one that was cut down to a single index is no group any more."""
+        present = {name: self.groups[name].size if name in self.groups else 1 for name in self.sizes}
+        return present | {name: kept for name, kept in counts_of(choice).items() if name in present}
+
+    def sparsity(self, choice: Mapping[str, Tensor]) -> float:
+        """Return the fraction of all indices that is masked or gone."""
+        return sparsity_of_counts(self.counts(choice), self.sizes)
+
+    def scores(self, weights: Scores) -> GroupScores:
+        """Return scores (size before anything was cut,) of each group, from those of weights."""
+        found = score_groups(self.groups, weights, self.granularity, self.sizes)
+        for name in self.sizes.keys() - found.keys():
+            found[name] = torch.full((self.sizes[name],), -math.inf, dtype=torch.float64)
+            found[name][0] = 1.0
+        return GroupScores({name: found[name] for name in self.sizes}, self.kinds)
+
+    def halve(self, scores: GroupScores) -> dict[str, Tensor]:
+        """Return a choice that keeps about half, whatever the recipe says: to try what can follow."""
+        scores = GroupScores({name: scores[name] for name in self.sizes}, self.kinds)
+        return {
+            name: mask[: self.groups[name].size]
+            for name, mask in keep(scores, self._at(scores, 0.5)).items()
+            if name in self.groups
+        }
+
+    def choose(self, scores: GroupScores, fraction: float) -> dict[str, Tensor]:
+        """Return what is kept for a fraction of the final sparsity: group name -> bool (size now,)."""
+        scores = GroupScores({name: scores[name] for name in self.sizes}, self.kinds)
+        kept = keep(scores, self._count(scores, fraction))
+        return {name: kept[name][: group.size] for name, group in self.groups.items()}
+
+    def _count(self, scores: GroupScores, fraction: float) -> Counts:
+        budget = self.recipe.budget
+        if budget is None:
+            return self._at(scores, fraction * self.final_sparsity)
+        cost_of = cost_function(budget, self.couplings, self.call, self.spent)
+        if budget.kind != "latency" or self.solved is None:
+            self.solved = self._solve(scores, cost_of)
+        if fraction >= 1.0:
+            return self.solved
+        counts = self._at(scores, fraction * self.final_sparsity)
+        if budget.kind == "latency":  # solved for once: what will be needed must not go before
+            return {name: max(kept, self.solved[name]) for name, kept in counts.items()}
+        return counts if cost_of(counts) > budget.fraction else self.solved
+
+    def _at(self, scores: GroupScores, sparsity: float) -> Counts:
+        ties = self.couplings.ties
+        return count(scores, sparsity, granularity=self.granularity, scope=self.recipe.scope, ties=ties)
+
+    def _solve(self, scores: GroupScores, cost_of: Callable[[Counts], float]) -> Counts:
+        """Return the numbers that the budget allows; those of before where scores have moved so that none fit."""
+        assert self.recipe.budget is not None
+        granularity, scope, ties = self.granularity, self.recipe.scope, self.couplings.ties
+        try:
+            return solve(self.recipe.budget, scores, cost_of, granularity=granularity, scope=scope, ties=ties)
+        except ValueError:
+            if self.solved is None:
+                raise
+            return self.solved

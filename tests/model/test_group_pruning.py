@@ -1,0 +1,218 @@
+"""Coupled groups over several updates: cut or masked alike, budgets of the dense model, what cannot follow."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lightning_prune import Budget, Channel, Global, Head, Isomorphic, Local, Movement, shrink
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.examples.networks import GPT
+from lightning_prune.model.calls import Call
+from lightning_prune.model.group_pruning import GroupPruner
+
+X = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+ANY = Channel(multiple_of=1)
+
+
+def mlp():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 4))
+    with torch.no_grad():
+        model[2].weight.mul_(3)
+    return model
+
+
+def pruner_of(model, x=X, sparsity=None, **nouns):
+    return GroupPruner(model, Recipe(sparsity, **{"granularity": ANY, **nouns}), Call(model, (x,), {}))
+
+
+def num_params(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+class Stubborn(nn.Module):
+    """Checks a width in its code, which no tracing can solve for."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        if h.shape[-1] != 32:
+            raise RuntimeError("I want 32")
+        return self.c(self.b(h.tanh()).relu())
+
+
+@pytest.mark.parametrize("scope", [Global(), Local(), Isomorphic()], ids=str)
+@pytest.mark.parametrize(
+    "granularity", [ANY, Channel(), Channel(multiple_of=1, min_keep=0.5), Channel(reduction="max")]
+)
+def test_cutting_at_each_update_or_at_the_end_gives_the_same_model(scope, granularity):
+    small = []
+    for cuts_each in (True, False):
+        pruner = pruner_of(model := mlp(), sparsity=0.7, scope=scope, granularity=granularity)
+        for fraction in (0.3, 0.6, 0.85, 1.0):
+            pruner.update_(fraction)
+            if cuts_each:
+                pruner.shrink_()
+        if not cuts_each:
+            pruner.shrink_()
+        small.append((model.state_dict(), pruner.sparsity, pruner.num_groups))
+    assert small[0][1:] == small[1][1:]
+    for name, tensor in small[0][0].items():
+        assert torch.equal(tensor, small[1][0][name])
+
+
+@pytest.mark.parametrize("kind", ["params", "macs", "num_bytes"])
+@pytest.mark.parametrize("cuts_each", [True, False])
+@pytest.mark.parametrize("granularity", [ANY, Channel(multiple_of=4)])
+def test_a_budget_is_that_of_the_dense_model_however_often_it_is_cut(kind, cuts_each, granularity):
+    """All layers of the MLP have biases: parameters, bytes and (but for biases) work fall alike."""
+    pruner = pruner_of(model := mlp(), budget=Budget(**{kind: 0.4}), granularity=granularity)
+    dense = num_params(model)
+    draw = torch.Generator().manual_seed(1)
+    for fraction in (0.3, 0.6, 0.85, 0.99, 1.0, 1.0):
+        pruner.update_(fraction)
+        if cuts_each:
+            pruner.shrink_()
+            assert num_params(model) / dense > 0.4 - 0.03
+        with torch.no_grad():  # training moves what is good
+            for parameter in model.parameters():
+                parameter.mul_(1 + 0.5 * torch.randn(parameter.shape, generator=draw))
+        pruner.apply_()
+    pruner.shrink_()
+    assert num_params(model) / dense == pytest.approx(0.4, abs=0.02 if kind != "macs" else 0.04)
+    assert pruner.cost == pytest.approx(0.4, abs=0.02)
+
+
+def test_what_cannot_follow_stays_whole_and_is_never_masked():
+    torch.manual_seed(0)
+    model = Stubborn()
+    before = copy.deepcopy(model.state_dict())
+    pruner = pruner_of(model, sparsity=0.5, scope=Local())
+    pruner.update_(0.5)
+    assert list(pruner.frozen) == ["a.weight"] and "I want 32" in pruner.frozen["a.weight"]
+    assert torch.equal(model.a.weight, before["a.weight"]) and set(pruner.choice) == {"b.weight"}
+    pruner.update_(1.0)
+    plan = pruner.shrink_()
+    assert plan.groups["b.weight"] == (32, 16) and model.a.out_features == 32 and model.b.out_features == 16
+    assert (pruner.sparsity, pruner.num_groups) == (0.5, 32)
+    assert pruner.count_groups("a.weight") is None and pruner.count_groups("b.weight") == (32, 16)
+
+
+def test_the_others_make_up_for_what_cannot_follow():
+    torch.manual_seed(0)
+    model = Stubborn()
+    dense, weight = num_params(model), model.a.weight.detach().clone()
+    shrink(model, X, budget=Budget(params=0.7), granularity=ANY)
+    assert num_params(model) / dense == pytest.approx(0.7, abs=0.02)
+    assert torch.equal(model.a.weight, weight)
+    with pytest.raises(ValueError, match=r"out of reach .* params=0\.\d+"):
+        shrink(model, X, budget=Budget(params=0.1), granularity=ANY)
+
+
+def test_nothing_left_says_why():
+    model = nn.Sequential(Stubborn())
+    with pytest.raises(ValueError, match=r"finds nothing to prune .*I want 32"):
+        shrink(model, X, 0.5, granularity=ANY, exclude=["0.b"])
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize(
+    "nouns",
+    [{"sparsity": 0.6}, {"budget": Budget(params=0.4)}, {"sparsity": 0.6, "scope": Isomorphic()}],
+    ids=["sparsity", "budget", "isomorphic"],
+)
+def test_a_state_goes_on_where_it_was_saved(nouns, cuts):
+    model = mlp()
+    pruner = pruner_of(model, **nouns)
+    for fraction in (0.4, 0.7):
+        pruner.update_(fraction)
+        if cuts:
+            pruner.shrink_()
+    torch.save(pruner.state_dict(), file := io.BytesIO())
+    twin = copy.deepcopy(model)
+    again = pruner_of(twin, X[:2], **nouns)  # another batch size
+    again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    for name, mask in pruner.masks.items():
+        assert torch.equal(again.masks[name], mask)
+    assert (again.requested, again.sparsity, again.num_groups) == (
+        pruner.requested,
+        pruner.sparsity,
+        pruner.num_groups,
+    )
+    for each in (pruner, again):
+        each.update_(1.0)
+        each.shrink_()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, twin.state_dict()[name])
+
+
+def test_a_state_of_another_model_is_refused_and_nothing_is_changed():
+    pruner = pruner_of(mlp(), sparsity=0.5)
+    pruner.update_(1.0)
+    state = pruner.state_dict()
+    other = pruner_of(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), sparsity=0.5)
+    with pytest.raises(ValueError, match="`choice` of the checkpoint belongs to the groups"):
+        other.load_state_dict(state)
+    assert other.choice == {} and other.plans == [] and other.masks == {}
+
+
+def test_masks_make_the_model_do_what_the_small_one_does():
+    """Convolutions, batch norms (their scales, shifts and running statistics), and no norm over channels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16, affine=False),
+        nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    x = torch.randn(4, 3, 9, 9)
+    for _ in range(3):
+        model(x + torch.rand(()))
+    pruner = pruner_of(model.double(), x.double(), sparsity=0.5)
+    pruner.update_(1.0)
+    masked = copy.deepcopy(model).eval()
+    pruner.shrink_()
+    assert model[0].out_channels < 16 and model[4].num_features < 16
+    torch.testing.assert_close(model.eval()(x.double()), masked(x.double()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("granularity", [Channel(), Head()])
+def test_movement_ranks_groups_of_a_training_run(granularity):
+    torch.manual_seed(0)
+    model, x = GPT(vocab_size=11), torch.arange(32).view(2, 16) % 11
+    pruner = pruner_of(model, x, sparsity=0.5, granularity=granularity, criterion=Movement(), scope=Local())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    moved = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        cross_entropy(model(x).flatten(0, 1), x.flatten()).backward()
+        for name, parameter in model.named_parameters():
+            moved[name] -= parameter.grad * parameter.detach()
+        pruner.statistics.note_gradients()
+        optimizer.step()
+        pruner.statistics.confirm()
+    pruner.update_(1.0)
+    name = "blocks.0.shrink.weight"
+    if isinstance(granularity, Head):
+        heads = moved["blocks.0.attention.qkv.weight"].view(3, 4, 32, 128).sum((0, 2, 3))
+        heads += moved["blocks.0.attention.out.weight"].view(128, 4, 32).sum((0, 2))
+        expected, found = heads, pruner.choice["blocks.0.attention.qkv.weight[head]"]
+    else:
+        expected = moved["blocks.0.grow.weight"].sum(1) + moved[name].sum(0)
+        found = pruner.choice["blocks.0.grow.weight"]
+    assert set(found.nonzero().flatten().tolist()) == set(expected.topk(int(found.sum())).indices.tolist())
+
+
+def test_a_group_cut_to_a_single_index_is_remembered():
+    pruner = pruner_of(model := mlp(), sparsity=0.99, scope=Local())
+    pruner.update_(1.0)
+    pruner.shrink_()
+    assert model[0].out_features == model[2].out_features == 1
+    assert pruner.sparsity == pytest.approx(110 / 112) and pruner.count_groups("0.weight") == (64, 1)
+    pruner.update_(1.0)
+    assert pruner.sparsity == pytest.approx(110 / 112)
