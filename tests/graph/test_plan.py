@@ -106,9 +106,13 @@ def plans(draw):
     scales = tuple(
         Scale(n, d, k, draw(st.floats(1e-3, 1e3))) for n, dims in slices.items() for d, k in dims.items()
     )
-    values = st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.booleans() | st.none()
+    values = (
+        st.integers() | st.floats(allow_nan=False) | st.text("abc.", max_size=3) | st.booleans() | st.none()
+    )
     attributes = draw(
-        st.dictionaries(st.text(max_size=3), st.dictionaries(st.text(), values, max_size=2), max_size=2)
+        st.dictionaries(
+            st.text("abc.", max_size=3), st.dictionaries(st.text("xyz"), values, max_size=2), max_size=2
+        )
     )
     return Plan(slices, shapes, attributes, scales, error=draw(st.none() | st.floats(0, 1)))
 
