@@ -60,8 +60,8 @@ class Residual(nn.Module):
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
-    "LeNet-5": (LeNet5, 10000, 6, 6),
-    "ResNet-8": (ResNet8, 10000, 6, 6),
+    "LeNet-5": (LeNet5, 6000, 6, 6),
+    "ResNet-8": (ResNet8, 6000, 6, 6),
 }
 """Name -> network, training images, epochs of dense training and of fine-tuning."""
 
@@ -69,7 +69,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
 def train_(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, lr: float, seed: int) -> None:
     """Train with Adam, the learning rate falling along a cosine."""
     x, y = data
-    model.to(memory_format=torch.channels_last).train()
+    model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr)
     draw, steps = torch.Generator().manual_seed(seed), epochs * (len(x) // BATCH)
     for step in range(steps):
@@ -79,7 +79,7 @@ def train_(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, lr: float
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        F.cross_entropy(model(x[at].contiguous(memory_format=torch.channels_last)), y[at]).backward()
+        F.cross_entropy(model(x[at]), y[at]).backward()
         optimizer.step()
 
 
