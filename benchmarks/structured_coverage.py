@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import zoo
 from benchmarks.record import RESULTS, facts, table
 from benchmarks.zoo.example import Example
-from benchmarks.zoo.masked import Masked, difference, outputs64
+from benchmarks.zoo.masked import difference, outputs64, reference
 from benchmarks.zoo.slices import mistaken, recover, tensors_of, wrong_slices
 from benchmarks.zoo.tools import TOOLS, NoHints
 
@@ -75,13 +75,13 @@ def judge(tool: str, dense: Example, small: Example, kept: Any) -> dict[str, Any
     """Compare a small model with its reference, and wrong copies of it too."""
     try:
         kept = kept if kept is not None else recover(tensors_of(dense.model), small.model)
-        reference, found = Masked(dense, kept), outputs64(small)
+        found = outputs64(small)
     except ValueError as error:
         return {"outcome": "wrong", "error": tail(error)}
-    expected, scale = reference.outputs(), "dense"
+    expected, scale = reference(dense, kept), "dense"
     error = difference(found, expected)
     if tool != "ours" and error > TOLERANCE:
-        live = reference.outputs(live_scale=True)
+        live = reference(dense, kept, live_scale=True)
         if difference(found, live) < error:
             expected, error, scale = live, difference(found, live), "live"
     row = {"outcome": "equal" if error < TOLERANCE else "wrong", "relative_error": error, "scale": scale}

@@ -1,17 +1,16 @@
 """What a pruned model has to compute, without asking the engine that pruned it.
 
-The reference is the dense model in float64 whose removed slices are zero. Zeros alone do not make it equal: a mean, a
-variance or a softmax over channels would count the removed ones, which the small model no longer has. So these run over
-the survivors: all places of an activation but those that the zeroed slices made zero. These are found by running the
-dense and the zeroed model side by side with activations that keep the sign of what they see, so that a channel which
-happens to be rectified away everywhere is not taken for a removed one.
+The reference is the dense model in float64 whose removed slices are absent: they are NaN, and whatever is computed from
+absent values only is absent too. Element-wise operations do that by themselves. A product sums over the pairs of values
+that are both present, which is what zeroed slices would give; means, variances, norms and softmax run over what is
+present, as they do in the small model, where zeros would be counted as values.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,41 +27,25 @@ from benchmarks.zoo.example import Example
 Kept = Mapping[str, Mapping[int, Sequence[int]]]
 """Parameter or buffer -> dim -> indices that are kept, ascending."""
 LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
-LINEAR_AT_ZERO = {"relu", "relu_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "threshold"}
-"""Activations that are zero for more than zero; while the removed places are sought, they only shrink."""
+NAN = float("nan")
 
 
-class Masked:
-    """The reference for one model and one choice of slices.
+def reference(dense: Example, kept: Kept, live_scale: bool = False) -> list[Tensor]:
+    """Return what a small model is to compute.
 
     Args:
         dense: the model before pruning, with a call of it.
         kept: what remains of it.
+        live_scale: take the scale of attention from the width that is left, as a model does that derives it from
+            its tensors; by default it stays that of the dense model.
     """
-
-    def __init__(self, dense: Example, kept: Kept) -> None:
-        self.dense = wide(dense)
-        self.zeroed = wide(dense)
-        zero_removed_(self.zeroed.model, kept)
-        self.patterns = [a & ~b for a, b in zip(self._live(self.dense), self._live(self.zeroed), strict=True)]
-
-    def _live(self, example: Example) -> list[Tensor]:
-        with float64(), _Watch() as watch:
-            example.outputs()
-        return watch.live
-
-    def outputs(self, live_scale: bool = False) -> list[Tensor]:
-        """Return what the small model is to compute.
-
-        Args:
-            live_scale: take the scale of attention from the width that is left, as a model does that derives it from
-                its tensors; by default it stays that of the dense model.
-        """
-        with float64(), ExitStack() as stack:
-            if live_scale:
-                stack.enter_context(_LiveScale())
-            stack.enter_context(_OverSurvivors(self.patterns))
-            return self.zeroed.outputs()
+    masked = wide(dense)
+    make_absent_(masked.model, kept)
+    with float64(), ExitStack() as stack:
+        if live_scale:
+            stack.enter_context(_LiveScale())
+        stack.enter_context(_Absent())
+        return masked.outputs()
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -92,14 +75,14 @@ def wide(example: Example) -> Example:
 
 
 @torch.no_grad()
-def zero_removed_(model: nn.Module, kept: Kept) -> None:
+def make_absent_(model: nn.Module, kept: Kept) -> None:
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name, dims in kept.items():
         tensor = tensors[name]
         for dim, indices in dims.items() if tensor.is_floating_point() else ():
             removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
             removed[list(indices)] = False
-            tensor[(slice(None),) * dim + (removed,)] = 0
+            tensor[(slice(None),) * dim + (removed,)] = NAN
 
 
 @contextmanager
@@ -146,144 +129,155 @@ class _LiveScale(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
             query = args[0] if args else kwargs["query"]
-            width = int(_nonzero(query, [query.dim() - 1]).sum())
+            width = int(_present(query).flatten(0, -2).any(0).sum())
             kwargs["scale"] = max(width, 1) ** -0.5
         return func(*args, **kwargs)
 
 
-class _Watch(TorchDispatchMode):
-    """Notes which indices are not zero throughout, along the dims of every statistic."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__.partition(".")[0]
-        if _is_rectifier(name, args):
-            return args[0].mul_(0.7) if name.endswith("_") else args[0] * 0.7
-        if name in ("hardsigmoid", "hardsigmoid_"):
-            return args[0].sigmoid_() if name.endswith("_") else args[0].sigmoid()
-        if (found := _statistic(name, args, kwargs or {})) is not None:
-            self.live.append(_nonzero(*found))
-        return func(*args, **(kwargs or {}))
-
-
-class _OverSurvivors(TorchDispatchMode):
-    """Lets statistics run over what survives; `patterns` are True where something was removed, call by call."""
-
-    def __init__(self, patterns: list[Tensor]) -> None:
-        super().__init__()
-        self.patterns = list(reversed(patterns))
+class _Absent(TorchDispatchMode):
+    """Lets products and statistics skip what is absent."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.__name__.partition(".")[0], kwargs or {}
-        found = _statistic(name, args, kwargs)
-        if found is None:
-            return func(*args, **kwargs)
-        removed = self.patterns.pop()
-        fits = all(r in (1, s) for r, s in zip(removed.shape, found[0].shape, strict=False))
-        if not fits or not bool(removed.any()):
-            return func(*args, **kwargs)
-        return STATISTICS[name](func, (~removed).double(), found[1], args, kwargs)
+        if name in RULES and any(isinstance(a, Tensor) and bool(a.isnan().any()) for a in args):
+            return RULES[name](func, *args, **kwargs)
+        return func(*args, **kwargs)
 
 
-def _is_rectifier(name: str, args: Any) -> bool:
-    clamps = name in ("clamp", "clamp_", "clamp_min", "clamp_min_") and args[1:] == (0,)
-    return name in LINEAR_AT_ZERO or (clamps and args[0].is_floating_point())
+def _present(x: Tensor) -> Tensor:
+    return ~x.isnan()
 
 
-def _statistic(name: str, args: Any, kwargs: Any) -> tuple[Tensor, list[int]] | None:
-    """Return the tensor that a call takes a statistic of, in the shape and along the dims in which it does."""
-    if name not in STATISTICS or not args[0].is_floating_point():
-        return None
-    x = args[0]
-    if name in ("native_layer_norm", "_fused_rms_norm"):
-        return x, list(range(x.dim() - len(args[1]), x.dim()))
-    if name == "native_group_norm":
-        _, _, _, num, channels, places, groups, _ = args
-        return x.reshape(num, groups, channels // groups, places), [1, 2]
-    if name in ("native_batch_norm", "_native_batch_norm_legit"):
-        is_training = args[5] if name == "native_batch_norm" else args[-3]
-        return (x, [d for d in range(x.dim()) if d != 1]) if is_training else None
-    if name == "_softmax":
-        return x, [args[1] % x.dim()]
-    given = args[1] if len(args) > 1 else kwargs.get("dim")
-    given = [given] if isinstance(given, int) and not isinstance(given, bool) else given
-    listed = isinstance(given, list | tuple) and len(given) > 0
-    return x, sorted({d % x.dim() for d in given}) if listed else list(range(x.dim()))
+def _filled(x: Tensor, value: float = 0.0) -> Tensor:
+    return torch.where(x.isnan(), value, x)
 
 
-def _nonzero(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Return where along `dims` together something is not zero, other dims of size 1."""
-    others = [d for d in range(x.dim()) if d not in dims]
-    return (x != 0).any(dim=others, keepdim=True) if others else x != 0
+def _product(func: Callable[..., Tensor], a: Tensor, b: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    """Sum over the pairs that are present; absent where there is none."""
+    if a.dtype is not torch.float64:
+        return func(a, b, *rest, **kwargs)
+    pairs = func(_present(a).double(), _present(b).double(), *rest, **kwargs)
+    return func(_filled(a), _filled(b), *rest, **kwargs).masked_fill(pairs < 0.5, NAN)
 
 
-def _moments(x: Tensor, mask: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    shape = [x.shape[d] if d in dims else mask.shape[d] for d in range(x.dim())]
-    count = mask.expand(shape).sum(dims, keepdim=True).clamp_min(1)
-    mean = (x * mask).sum(dims, keepdim=True) / count
-    return mean, (((x - mean) * mask) ** 2).sum(dims, keepdim=True) / count, count
+def _sum_and_product(product: Any) -> Callable[..., Tensor]:
+    def rule(func: Any, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        return beta * bias + alpha * _product(product, a, b)
+
+    return rule
 
 
-def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int]) -> Tensor:
+def _convolution(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    y = _product(lambda a, b: func(a, b, None, *rest), x, weight)
+    return y if bias is None else y + bias.view([1, -1] + [1] * (x.dim() - 2))
+
+
+def _moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, mean square deviation and count of what is present along dims, which are kept."""
+    present = _present(x)
+    count = present.sum(dims, keepdim=True).double()
+    mean = _filled(x).sum(dims, keepdim=True) / count  # 0 / 0 is absent
+    return mean, torch.where(present, (x - mean) ** 2, 0.0).sum(dims, keepdim=True) / count, count
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
     y = y if weight is None else y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)
 
 
-def _layer_norm(func: Any, mask: Tensor, dims: list[int], args: Any, kwargs: Any) -> Any:
-    x, shape, weight, bias, eps = args
-    mean, variance, _ = _moments(x, mask, dims)
+def _layer_norm(func: Any, x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
+    mean, variance, _ = _moments(x, tuple(range(x.dim() - len(shape), x.dim())))
     scale = (variance + eps).rsqrt()
-    return _affine((x - mean) * scale * mask, weight, bias, list(shape)), mean, scale
+    return _affine((x - mean) * scale, weight, bias, shape), mean, scale
 
 
-def _rms_norm(func: Any, mask: Tensor, dims: list[int], args: Any, kwargs: Any) -> Any:
-    x, shape, weight, eps = args
-    scale = (_moments(x**2, mask, dims)[0] + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
-    return _affine(x * scale * mask, weight, None, list(shape)), scale
+def _rms_norm(func: Any, x: Tensor, shape: Any, weight: Any, eps: float | None) -> Any:
+    square, _, _ = _moments(x**2, tuple(range(x.dim() - len(shape), x.dim())))
+    scale = (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    return _affine(x * scale, weight, None, shape), scale
 
 
-def _group_norm(func: Any, mask: Tensor, dims: list[int], args: Any, kwargs: Any) -> Any:
-    x, weight, bias, num, channels, places, groups, eps = args
+def _group_norm(
+    func: Any,
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    num: int,
+    channels: int,
+    places: int,
+    groups: int,
+    eps: float,
+) -> Any:
     grid = x.reshape(num, groups, channels // groups, places)
-    mean, variance, _ = _moments(grid, mask, [2, 3])
+    mean, variance, _ = _moments(grid, (2, 3))
     scale = (variance + eps).rsqrt()
-    y = ((grid - mean) * scale * mask).view(x.shape)
+    y = ((grid - mean) * scale).view(x.shape)
     return _affine(y, weight, bias, [1, -1] + [1] * (x.dim() - 2)), mean.flatten(1), scale.flatten(1)
 
 
-def _batch_norm(func: Any, mask: Tensor, dims: list[int], args: Any, kwargs: Any) -> Any:
-    """Compute what weight standardisation asks of a batch norm in training."""
-    x, weight, bias, eps = args[0], args[1], args[2], args[-1]
-    mean, variance, _ = _moments(x, mask, dims)
+def _batch_norm(func: Any, x: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:
+    """Compute also what weight standardisation asks of a batch norm in training."""
+    training, _, eps = rest[-3:]
+    if not training:
+        return func(x, weight, bias, *rest)
+    mean, variance, _ = _moments(x, [d for d in range(x.dim()) if d != 1])
     scale = (variance + eps).rsqrt()
-    y = (x - mean) * scale * mask
-    return _affine(y, weight, bias, [1, -1] + [1] * (x.dim() - 2)), mean.flatten(), scale.flatten()
+    y = _affine((x - mean) * scale, weight, bias, [1, -1] + [1] * (x.dim() - 2))
+    return y, mean.flatten(), scale.flatten()
 
 
-def _softmax(func: Any, mask: Tensor, dims: list[int], args: Any, kwargs: Any) -> Any:
-    return func(args[0].masked_fill(mask == 0, float("-inf")), *args[1:], **kwargs)
+def _dims(x: Tensor, given: Any) -> list[int]:
+    if given is None or (isinstance(given, list | tuple) and not given):
+        return list(range(x.dim()))
+    return sorted(d % x.dim() for d in ([given] if isinstance(given, int) else given))
 
 
-def _moment(func: Any, mask: Tensor, dims: list[int], args: Any, kwargs: Any) -> Any:
-    """Compute mean, var, std, var_mean or std_mean."""
-    name = func.__name__.partition(".")[0]
-    keepdim = kwargs.get("keepdim", args[2] if name == "mean" and len(args) > 2 else False)
-    mean, variance, count = _moments(args[0], mask, dims)
+def _moment(func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    """Compute sum, mean, var, std, var_mean or std_mean."""
+    name, dims = func.__name__.partition(".")[0], _dims(x, dim)
+    mean, variance, count = _moments(x, dims)
     correction = kwargs.get("correction", 1)
     variance = variance * count / (count - (1 if correction is None else correction)).clamp_min(1)
     spread = variance.sqrt() if name.startswith("std") else variance
-    mean, spread = (t if keepdim else t.squeeze(dims) for t in (mean, spread))
-    return mean if name == "mean" else (spread, mean) if name.endswith("_mean") else spread
+    found = {"sum": (mean * count,), "mean": (mean,)}.get(name, (spread, mean))
+    found = tuple(t if keepdim else t.squeeze(dims) for t in found)
+    return found if name.endswith("_mean") else found[0]
 
 
-STATISTICS: Mapping[str, Any] = {
+def _softmax(func: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    return func(_filled(x, -float("inf")), *rest, **kwargs).masked_fill(x.isnan(), NAN)
+
+
+def _vector_norm(
+    func: Any, x: Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> Any:
+    nothing = (
+        ~_present(x).any(_dims(x, dim)[0], keepdim=keepdim)
+        if dim is not None and len(_dims(x, dim)) == 1
+        else None
+    )
+    norm = func(_filled(x), order, dim, keepdim, **kwargs)
+    return norm if nothing is None else norm.masked_fill(nothing, NAN)
+
+
+def _weight_norm(func: Any, direction: Tensor, length: Tensor, dim: int) -> Any:
+    weight, norm = func(_filled(direction), _filled(length), dim)
+    return weight.masked_fill((direction * length).isnan(), NAN), norm
+
+
+RULES: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "_grouped_mm"), _product),
+    "addmm": _sum_and_product(torch.mm),
+    "baddbmm": _sum_and_product(torch.bmm),
+    "addmv": _sum_and_product(torch.mv),
+    "convolution": _convolution,
     "native_layer_norm": _layer_norm,
     "_fused_rms_norm": _rms_norm,
     "native_group_norm": _group_norm,
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit"), _batch_norm),
-    "_softmax": _softmax,
-    **dict.fromkeys(("mean", "var", "std", "var_mean", "std_mean"), _moment),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), _softmax),
+    **dict.fromkeys(("sum", "mean", "var", "std", "var_mean", "std_mean"), _moment),
+    "linalg_vector_norm": _vector_norm,
+    "_weight_norm_interface": _weight_norm,
 }
+"""Operation -> what it computes where something is absent; it takes the operation and its arguments."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.zoo.example import Example, make_sensitive_, tensors_in
-from benchmarks.zoo.masked import Masked, difference, outputs64
+from benchmarks.zoo.masked import difference, outputs64, reference
 from benchmarks.zoo.slices import mistaken, recover, tensors_of, wrong_slices
 
 
@@ -70,9 +70,9 @@ def test_reference_is_what_the_small_network_computes():
     dense, small = cut()
     kept = recover(tensors_of(dense.model), small.model)
     before = copy.deepcopy(dense.model.state_dict())
-    reference = Masked(dense, kept).outputs()
-    assert difference(outputs64(small), reference) < 1e-13
-    assert difference(outputs64(dense), reference) > 1e-2
+    expected = reference(dense, kept)
+    assert difference(outputs64(small), expected) < 1e-13
+    assert difference(outputs64(dense), expected) > 1e-2
     assert all(torch.equal(before[name], value) for name, value in dense.model.state_dict().items())
 
 
@@ -80,14 +80,14 @@ def test_one_wrong_index_in_one_tensor_shows():
     dense, small = cut()
     whole = tensors_of(dense.model)
     kept = recover(whole, small.model)
-    reference = Masked(dense, kept).outputs()
+    expected = reference(dense, kept)
     places = wrong_slices(whole, small.model, kept)
     assert len(places) == 3
     for name, dim in places:
         wrong = mistaken(whole[name], small.model, kept, (name, dim), 1)
         others = {n for n, t in tensors_of(small.model).items() if not torch.equal(t, tensors_of(wrong)[n])}
         assert others == {name}
-        assert difference(outputs64(Example(wrong, small.args)), reference) > 1e-4
+        assert difference(outputs64(Example(wrong, small.args)), expected) > 1e-4
 
 
 def test_conditioned_activations_have_deviation_one():
