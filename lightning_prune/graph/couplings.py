@@ -266,7 +266,8 @@ def trace(
         path or "the model" for path, m in root.named_modules() if isinstance(m, torch.jit.ScriptModule)
     ]:
         raise ValueError(
-            f"`model` runs as Python code, but got scripted modules, {listed(scripted)}: prune it before it is scripted."
+            f"`model` runs as Python code, but got scripted modules, {listed(scripted)}: prune it before it is "
+            "scripted."
         )
     named = {**dict(root.named_parameters()), **dict(root.named_buffers())}
     paths = {module: path for path, module in root.named_modules()}
