@@ -15,6 +15,7 @@ import copy
 import fcntl
 import json
 import multiprocessing
+import os
 import resource
 import signal
 import subprocess
@@ -179,8 +180,9 @@ def revision() -> str:
 def store(path: Path, head: dict[str, Any], tool: str, name: str, row: dict[str, Any]) -> None:
     """Put a row into the results, which other processes may be writing too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         record = load(path)
         record["tools"].setdefault(tool, {"command": head["command"], "rows": {}})["rows"][name] = rounded(
             row
@@ -188,6 +190,8 @@ def store(path: Path, head: dict[str, Any], tool: str, name: str, row: dict[str,
         record |= {key: head[key] for key in ("date", "seed", "versions", "machine")}
         path.with_suffix(".new").write_text(json.dumps(record, indent=1) + "\n")
         path.with_suffix(".new").replace(path)
+    finally:
+        os.close(folder)
 
 
 def load(path: Path) -> dict[str, Any]:
