@@ -97,6 +97,21 @@ def _group_norm(func: Any, masks: list[Tensor], args: Any, kwargs: Any) -> Any:
     return (y if bias is None else y + bias.view(along)), mean.flatten(1), scale.flatten(1)
 
 
+def _batch_norm(func: Any, masks: list[Tensor], args: Any, kwargs: Any) -> Any:
+    """Compute what weight standardisation asks of a batch norm: statistics of weights, over surviving inputs."""
+    x, weight, bias, _, _, training, _, eps = args
+    if not training:
+        return func(*args, **kwargs)
+    dims = [d for d in range(x.dim()) if d != 1]
+    mask = _joint(masks, dims, x)
+    mean, variance, _ = _moments(x, mask, dims)
+    scale = (variance + eps).rsqrt()
+    y = (x - mean) * scale * mask
+    along = [1, -1] + [1] * (x.dim() - 2)
+    y = y if weight is None else y * weight.view(along)
+    return (y if bias is None else y + bias.view(along)), mean.flatten(), scale.flatten()
+
+
 def _statistic(func: Any, masks: list[Tensor], args: Any, kwargs: Any) -> Any:
     """Compute mean, var, std, var_mean or std_mean over what survives."""
     name, x = plain_name(func), args[0]
@@ -120,5 +135,6 @@ _OVER_SURVIVORS: Mapping[str, Callable[[Any, list[Tensor], Any, Any], Any]] = {
     "native_layer_norm": _layer_norm,
     "_fused_rms_norm": _rms_norm,
     "native_group_norm": _group_norm,
+    "native_batch_norm": _batch_norm,
     **dict.fromkeys(("mean", "var", "std", "var_mean", "std_mean"), _statistic),
 }

@@ -128,3 +128,19 @@ def test_a_model_that_draws_in_eval_mode_is_told() -> None:
     couplings = trace(Noisy(), (torch.randn(2, 6),))
     with pytest.raises(ValueError, match="with nothing removed they differ"):
         settle(couplings, lambda: half(couplings))
+
+
+def test_standardised_weights_are_standardised_over_what_survives() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            flat = self.weight.reshape(1, self.out_channels, -1)
+            weight = nn.functional.batch_norm(flat, None, None, training=True, momentum=0.0)
+            return nn.functional.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    couplings = trace(model, (torch.randn(2, 3, 5, 5),))
+    _, plan = settle(couplings, lambda: half(couplings))
+    assert plan.groups == {"0.weight": (8, 4), "2.weight": (6, 3)}
