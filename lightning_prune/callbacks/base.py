@@ -19,6 +19,7 @@ from lightning_prune.callbacks.structure import example_call, follow_record_, re
 from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
+from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
@@ -102,6 +103,8 @@ class PruningCallback(L.Callback):
         self.updates.append(
             {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
         )
+        if fraction >= 1.0 and isinstance(self.pruner, GroupPruner) and (missed := self.pruner.missed):
+            self._warn(missed)
 
     def _coupled(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, trained: Container[int] | None = None

@@ -47,6 +47,11 @@ class Budget:
                     f"`{field.name}` is a fraction of the dense model's cost, in (0, 1), but got {value!r}."
                 )
 
+    def __str__(self) -> str:
+        """Return what is given, as it would be written."""
+        more = f", tolerance={self.tolerance}" if self.tolerance != type(self).tolerance else ""
+        return f"Budget({self.kind}={self.fraction}{more})"
+
     @property
     def kind(self) -> str:
         """What is limited: "params", "macs", "num_bytes" or "latency"."""

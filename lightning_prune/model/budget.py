@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TypeAlias
-
-import torch
 
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.types import GroupScores, Scope
-from lightning_prune.graph import Couplings
-from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.grouping import Coupled, allowed, count
-from lightning_prune.model.latency import measure_latencies
-from lightning_prune.model.surgery import execute_
+from lightning_prune.model.prices import CostOf, Counts
 
 NUM_BISECTIONS = 24
-NUM_LATENCIES = 8
-Counts: TypeAlias = dict[str, int]
-"""Group name -> how many indices it keeps."""
-CostOf: TypeAlias = Callable[[Counts], float]
-"""Counts -> the cost as a fraction of the dense model's; it falls with them."""
+NUM_MEASURED = 8
+MAX_PAIRED = 40  # groups: their pairs are tried; more of them are fine enough one by one
 Ties: TypeAlias = Sequence[Sequence[str]]
 
 
@@ -34,12 +27,13 @@ def solve(
     granularity: Coupled,
     scope: Scope,
     ties: Ties = (),
+    guide: CostOf | None = None,
 ) -> Counts:
     """Return the numbers whose cost is nearest to the budget, among those that scores and scope give.
 
     Sparsity is bisected; then single groups are moved by one allowed step at a time, whichever brings the cost nearest
-    to the budget. A latency takes too long to measure for that second part: there, the first groups are taken from
-    the one and the rest from the other of the two last choices.
+    to the budget. What takes long to find out, as a latency does, is asked for a few times only: where it jumps between
+    two choices, the first groups are taken from the one and the rest from the other, and `guide` picks the moves.
 
     Args:
         budget: what may be spent.
@@ -48,6 +42,7 @@ def solve(
         granularity: says what numbers are allowed.
         scope: who competes with whom.
         ties: sets of groups that keep equally many.
+        guide: a cost that is known at once and falls alike; with it, `cost_of` is one that takes long.
 
     Returns:
         Group name -> how many indices it keeps.
@@ -66,7 +61,7 @@ def solve(
     low, above = 0.0, at(0.0)
     high, below = _most(at, 1.0 - least / sum(len(found) for found in scores.values()))
     best = min((above, below), key=distance)
-    for _ in range(NUM_LATENCIES if budget.kind == "latency" else NUM_BISECTIONS):
+    for _ in range(NUM_BISECTIONS if guide is None else NUM_MEASURED):
         if distance(best) < budget.tolerance / 4 or cost_of(below) > budget.fraction:
             break
         middle = (low + high) / 2
@@ -76,10 +71,12 @@ def solve(
         else:
             high, below = middle, found
         best = min((best, found), key=distance)
-    if budget.kind == "latency":
-        best = min((best, _between(budget, cost_of, above, below, ties)), key=distance)
+    moves = _Moves({n: len(found) for n, found in scores.items()}, granularity, ties)
+    if guide is None:
+        best = _approached(budget, cost_of, best, moves)
     else:
-        best = _approached(budget, cost_of, best, {n: len(s) for n, s in scores.items()}, granularity, ties)
+        best = min((best, _between(budget, cost_of, above, below, ties)), key=distance)
+        best = _guided(budget, cost_of, guide, best, moves)
     if distance(best) > budget.tolerance:
         raise ValueError(
             f"`budget` {budget.kind}={budget.fraction} is out of reach for these groups: the nearest within reach is "
@@ -122,76 +119,58 @@ def _between(budget: Budget, cost_of: CostOf, above: Counts, below: Counts, ties
     return best
 
 
-def _approached(
-    budget: Budget,
-    cost_of: CostOf,
-    best: Counts,
-    sizes: Mapping[str, int],
-    granularity: Coupled,
-    ties: Ties,
-) -> Counts:
-    """Move one group (or tied groups) a step, the move that comes nearest, until none comes nearer."""
-    together = {name: [other for other in tie if other in sizes] for tie in ties for name in tie}
-    while (distance := abs(cost_of(best) - budget.fraction)) >= budget.tolerance / 4:
-        moves = []
-        for name, size in sizes.items():
-            step = granularity.step(size)
-            for kept in {allowed(best[name] + d, size, granularity) for d in (-step, step)}:
-                moves.append(best | dict.fromkeys(together.get(name, [name]), kept))
-        nearest = min(moves, key=lambda counts: abs(cost_of(counts) - budget.fraction))
-        if abs(cost_of(nearest) - budget.fraction) >= distance:
+@dataclass(frozen=True)
+class _Moves:
+    """One group, or groups that are tied, a step up or down."""
+
+    sizes: Mapping[str, int]
+    granularity: Coupled
+    ties: Ties
+
+    def __call__(self, counts: Counts) -> list[Counts]:
+        together = {
+            name: [other for other in tie if other in self.sizes] for tie in self.ties for name in tie
+        }
+        found = []
+        for name, size in self.sizes.items():
+            step = self.granularity.step(size)
+            for kept in {allowed(counts[name] + d, size, self.granularity) for d in (-step, step)}:
+                found.append(counts | dict.fromkeys(together.get(name, [name]), kept))
+        return found
+
+
+def _approached(budget: Budget, cost_of: CostOf, best: Counts, moves: _Moves) -> Counts:
+    """Make the move that comes nearest, until none comes nearer; out of tolerance, also two moves at once."""
+
+    def distance(counts: Counts) -> float:
+        return abs(cost_of(counts) - budget.fraction)
+
+    while distance(best) >= budget.tolerance / 4:
+        nearest = min(moves(best), key=distance)
+        is_stuck = distance(nearest) >= distance(best) > budget.tolerance
+        if is_stuck and len(best) <= MAX_PAIRED:
+            nearest = min((second for first in moves(best) for second in moves(first)), key=distance)
+        if distance(nearest) >= distance(best):
             break
         best = nearest
     return best
 
 
-def cost_function(budget: Budget, couplings: Couplings, call: Call, spent: float = 1.0) -> CostOf:
-    """Return what computes the cost that a budget limits, as a fraction of the dense model's.
-
-    Args:
-        budget: says which cost.
-        couplings: of the model as it is now.
-        call: the example call, whose latency is measured.
-        spent: what the model as it is now costs, as a fraction of the dense one's; below 1 where it was cut before.
-    """
-    if budget.kind == "latency":
-        return _Latency(couplings, call)
-    count_of: Callable[[Mapping[str, int]], int] = {
-        "params": couplings.num_params,
-        "macs": couplings.macs,
-        "num_bytes": couplings.num_bytes,
-    }[budget.kind]
-    whole = count_of({})
-    sizes = {name: group.size for name, group in couplings.groups.items()}
-    return lambda counts: (
-        spent * count_of({n: min(c, sizes[n]) for n, c in counts.items() if n in sizes}) / whole
-    )
-
-
-class _Latency:
-    """Measures a smaller copy against the dense model, in turns; the same counts are measured once."""
-
-    def __init__(self, couplings: Couplings, call: Call) -> None:
-        self.couplings, self.call = couplings, call
-        self.known: dict[tuple[tuple[str, int], ...], float] = {}
-
-    def __call__(self, counts: Counts) -> float:
-        key = tuple(counts.items())
-        if key not in self.known:
-            groups = self.couplings.groups
-            is_whole = all(groups[name].size == kept for name, kept in counts.items())
-            self.known[key] = 1.0 if is_whole else self._measured(counts)
-        return self.known[key]
-
-    def _measured(self, counts: Counts) -> float:
-        """Measure; which indices are kept makes no difference to the time, so the first are."""
-        root, groups = self.couplings.run.root, self.couplings.groups
-        choice = {name: torch.arange(groups[name].size) < kept for name, kept in counts.items()}
-        small_root = copy.deepcopy(root)
-        execute_(small_root, self.couplings.plan(choice))
-        small = replace(
-            self.call, module=small_root.get_submodule(self.couplings.run.paths[self.call.module])
-        )
-        with replaying(root, self.call) as dense_call, replaying(small_root, small) as small_call:
-            dense, after = measure_latencies(dense_call, small_call)
-        return after.median_ms / dense.median_ms
+def _guided(budget: Budget, cost_of: CostOf, guide: CostOf, best: Counts, moves: _Moves) -> Counts:
+    """Try moves that come near if the cost falls along with the guide, as it did from the dense model to here."""
+    tried = [best]
+    for _ in range(NUM_MEASURED):
+        here, work = cost_of(best), guide(best)
+        slope = (1.0 - here) / (1.0 - work) if work < 1.0 else 1.0
+        estimates = [
+            (abs(here + slope * (guide(move) - work) - budget.fraction), move)
+            for move in moves(best)
+            if move not in tried
+        ]
+        distance, move = min(estimates, key=itemgetter(0), default=(math.inf, best))
+        if distance >= abs(here - budget.fraction) or abs(here - budget.fraction) < budget.tolerance / 2:
+            break
+        tried.append(move)
+        if abs(cost_of(move) - budget.fraction) < abs(here - budget.fraction):
+            best = move
+    return best

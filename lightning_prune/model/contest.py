@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from lightning_prune.core.granularities import Channel, Head
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import GroupScores, Name, Scores
 from lightning_prune.graph import Couplings
-from lightning_prune.model.budget import Counts, cost_function, solve
+from lightning_prune.model.budget import solve
 from lightning_prune.model.calls import Call
 from lightning_prune.model.grouping import (
     candidates,
@@ -22,6 +22,7 @@ from lightning_prune.model.grouping import (
     score_groups,
     sparsity_of_counts,
 )
+from lightning_prune.model.prices import CostOf, Counts, cost_function
 
 
 class Contest:
@@ -131,7 +132,7 @@ class Contest:
         ties = self.couplings.ties
         return count(scores, sparsity, granularity=self.granularity, scope=self.recipe.scope, ties=ties)
 
-    def _solve(self, scores: GroupScores, cost_of: Callable[[Counts], float]) -> Counts:
+    def _solve(self, scores: GroupScores, cost_of: CostOf) -> Counts:
         """Return the numbers that the budget allows; those of before where scores have moved so that none fit."""
         assert self.recipe.budget is not None
         granularity, scope, ties = self.granularity, self.recipe.scope, self.couplings.ties

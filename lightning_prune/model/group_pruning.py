@@ -17,11 +17,11 @@ from lightning_prune.core.types import GroupScores, Masks, Name
 from lightning_prune.graph import Choice, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.apply import apply_masks_
-from lightning_prune.model.budget import cost_function
 from lightning_prune.model.calls import Call
 from lightning_prune.model.contest import Contest
 from lightning_prune.model.equivalence import settle
 from lightning_prune.model.grouping import counts_of, without
+from lightning_prune.model.prices import cost_function
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
 from lightning_prune.model.targets import output_dims, select_targets
@@ -234,6 +234,14 @@ class GroupPruner:
         if budget is None or budget.kind == "latency":
             return 1.0
         return cost_function(budget, self.couplings, self.call, self.contest.spent)(counts_of(self.choice))
+
+    @property
+    def missed(self) -> str | None:
+        """How far from the budget the model is, where that is more than its tolerance; None for a latency."""
+        budget = self.recipe.budget
+        if budget is None or budget.kind == "latency" or abs(self.cost - budget.fraction) <= budget.tolerance:
+            return None
+        return f"{budget} is missed: {budget.kind} are {self.cost:.3f} of the dense model's."
 
     def state_dict(self) -> dict[str, Any]:
         """Return the choice (packed), what was cut, progress and sums, safe under `weights_only=True`."""

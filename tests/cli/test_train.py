@@ -14,6 +14,13 @@ from lightning_prune.examples.tasks import Classifier
 from tests.hydra_runs import QUIET, SMALL, composed, options
 
 EXPECTED = {"none": 0.0, "n_of_m": None, "one_shot": 0.5, "wanda": 0.5, "rows": 0.5}
+STRUCTURED = {  # recipe -> sparsity of its pieces, further settings
+    "global_structured": (0.5, ()),
+    "local_structured": (0.5, ()),
+    "latency_budget": (None, ("pruning.budget.tolerance=0.4",)),  # no quiet machine is asked for
+    "heads": (0.25, ("model=gpt", "data=tinyshakespeare", "model.num_layers=1", "data.block_size=16")),
+    "depth": (0.25, ("model=resnet20",)),
+}
 
 
 def train(folder, *overrides: str):
@@ -35,7 +42,7 @@ def expected_warnings(recwarn):
         yield
 
 
-@pytest.mark.parametrize("recipe", options("pruning"))
+@pytest.mark.parametrize("recipe", [name for name in options("pruning") if name not in STRUCTURED])
 def test_every_recipe_trains_reports_and_leaves_a_plain_checkpoint(tmp_path, recipe):
     metrics = train(tmp_path, f"pruning={recipe}")
     expected = EXPECTED.get(recipe, 0.9)
@@ -53,6 +60,29 @@ def test_every_recipe_trains_reports_and_leaves_a_plain_checkpoint(tmp_path, rec
         assert zeros_of(saved) == pytest.approx(metrics["sparsity"], abs=1e-3)
     loaded = Classifier.load_from_checkpoint(tmp_path / "checkpoints" / name, weights_only=True)
     assert all(torch.equal(saved[key], value) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("recipe", STRUCTURED)
+def test_every_structured_recipe_leaves_a_smaller_model(tmp_path, recipe):
+    sparsity, settings = STRUCTURED[recipe]
+    if "data=tinyshakespeare" in settings:
+        (tmp_path / "tinyshakespeare.txt").write_text("to be or not to be " * 200)
+        settings = (*settings, f"data.root={tmp_path}")
+    shared = [setting for setting in settings if not setting.startswith("pruning")]
+    dense = train(tmp_path / "dense", "pruning=none", *shared)
+    metrics = train(tmp_path, f"pruning={recipe}", *settings)
+    assert metrics["params"] < 0.95 * dense["params"]
+    if sparsity is not None:
+        assert metrics["sparsity"] == pytest.approx(sparsity, abs=0.1)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["cost_before"]["params"] == dense["params"]
+    assert report["equivalence_error"] < 1e-10
+    name = "pruned.ckpt" if recipe == "depth" else "last.ckpt"
+    checkpoint = f"ckpt_path={tmp_path}/checkpoints/{name}"
+    quiet = ("trainer=cpu", "trainer.enable_progress_bar=false", checkpoint)
+    evaluated = cli.evaluate(composed(*quiet, *shared, config_name="eval", output_dir=tmp_path))
+    kind = "test/acc" if "test/acc" in metrics else "test/loss"
+    assert evaluated[kind] == pytest.approx(metrics[kind], rel=1e-6)
 
 
 def test_the_test_sees_the_pruned_model(tmp_path):

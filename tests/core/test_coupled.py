@@ -80,3 +80,5 @@ def test_a_model_shrinks_at_the_end_unless_told_otherwise():
 
 def test_a_budget_says_what_it_limits():
     assert (Budget(latency=0.6).kind, Budget(latency=0.6).fraction) == ("latency", 0.6)
+    assert str(Budget(macs=0.5)) == "Budget(macs=0.5)"
+    assert str(Budget(params=0.5, tolerance=0.1)) == "Budget(params=0.5, tolerance=0.1)"

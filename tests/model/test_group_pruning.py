@@ -90,6 +90,22 @@ def test_a_budget_is_that_of_the_dense_model_however_often_it_is_cut(kind, cuts_
     assert pruner.cost == pytest.approx(0.4, abs=0.02)
 
 
+def test_a_budget_that_moved_out_of_reach_is_told_and_not_raised():
+    """At the end of a run it is too late to refuse: what was solved for before is kept, and the miss is named."""
+    pruner = pruner_of(
+        model := mlp(), budget=Budget(params=0.5, tolerance=0.03), granularity=Channel(multiple_of=4)
+    )
+    pruner.update_(0.5)
+    assert (
+        pruner.missed
+        == f"Budget(params=0.5, tolerance=0.03) is missed: params are {pruner.cost:.3f} of the dense model's."
+    )
+    pruner.contest.spent *= 0.6  # as if more had been cut than the budget leaves
+    pruner.update_(1.0)
+    assert pruner.missed is not None and pruner.cost < 0.47
+    assert num_params(model) > 0
+
+
 def test_what_cannot_follow_stays_whole_and_is_never_masked():
     torch.manual_seed(0)
     model = Stubborn()

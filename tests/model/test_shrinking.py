@@ -11,8 +11,8 @@ import lightning_prune
 from lightning_prune import Budget, Channel, Global, Head, Isomorphic, Layer, Local, Wanda, prune, shrink
 from lightning_prune.examples.networks import GPT, ConvNet, LeNet5, ResNet20
 from lightning_prune.graph import trace
-from lightning_prune.model.budget import cost_function
 from lightning_prune.model.calls import Call
+from lightning_prune.model.prices import cost_function
 from lightning_prune.report.data import Latency
 from tests.members import members
 
@@ -88,7 +88,7 @@ def test_a_latency_is_measured_on_smaller_copies(monkeypatch):
         calls.append([params(call.module) for call in given])
         return tuple(Latency(float(n), float(n), float(n), 1) for n in calls[-1])
 
-    monkeypatch.setattr("lightning_prune.model.budget.measure_latencies", measured)
+    monkeypatch.setattr("lightning_prune.model.prices.measure_latencies", measured)
     shrink(model, torch.randn(8, 64), budget=Budget(latency=0.5, tolerance=0.05))
     assert params(model) / before == pytest.approx(0.5, abs=0.05)
     assert all(dense == before and small <= before for dense, small in calls)
