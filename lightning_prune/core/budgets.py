@@ -19,7 +19,8 @@ class Budget:
         params: parameters, in (0, 1).
         macs: multiply-accumulates of the example call, in (0, 1).
         num_bytes: bytes of parameters and buffers, in (0, 1).
-        latency: time of the example call, measured on this machine, in (0, 1).
+        latency: time of the example call, measured on this machine, in (0, 1). It holds for calls of that batch size:
+            a small batch gains less, since part of its time does not depend on the model's width.
         tolerance: how far from the budget the result may lie, relative to the dense cost, in (0, 1).
 
     Raises:
