@@ -13,6 +13,7 @@ from lightning_prune.core.recipe import Recipe
 from lightning_prune.examples.networks import GPT
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.report.data import Latency
 
 X = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 ANY = Channel(multiple_of=1)
@@ -232,3 +233,64 @@ def test_a_group_cut_to_a_single_index_is_remembered():
     assert pruner.sparsity == pytest.approx(110 / 112) and pruner.count_groups("0.weight") == (64, 1)
     pruner.update_(1.0)
     assert pruner.sparsity == pytest.approx(110 / 112)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The number of weights stands for the time, so that the test asks for no quiet machine; the rest is real."""
+    asked = []
+
+    def measured(*calls):
+        sizes = [float(num_params(call.module)) for call in calls]
+        asked.append(sizes)
+        return tuple(Latency(size, size, size, 1) for size in sizes)
+
+    monkeypatch.setattr("lightning_prune.model.prices.measure_latencies", measured)
+    return asked
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+def test_a_latency_is_measured_once_and_what_it_needs_is_kept(clock, cuts):
+    """The numbers are found before anything is cut; which channels those are is seen as the model learns."""
+    pruner = pruner_of(model := mlp(), budget=Budget(latency=0.5))
+    dense, draw = num_params(model), torch.Generator().manual_seed(1)
+    pruner.update_(0.2)
+    solved, num_asked = dict(pruner.contest.solved), len(clock)
+    assert all(first == dense for first, _ in clock) and num_asked > 0
+    torch.save(pruner.state_dict(), file := io.BytesIO())
+    pruner = pruner_of(model, X, budget=Budget(latency=0.5))
+    pruner.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    for fraction in (0.5, 0.9, 1.0):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1 + torch.randn(parameter.shape, generator=draw))
+        pruner.update_(fraction)
+        assert all(kept >= solved[name] for name, kept in pruner.contest.counts(pruner.choice).items())
+        if cuts:
+            pruner.shrink_()
+    pruner.shrink_()
+    assert len(clock) == num_asked
+    assert {"0.weight": model[0].out_features, "2.weight": model[2].out_features} == solved
+    assert num_params(model) / dense == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_cannot_follow_is_not_timed(clock):
+    torch.manual_seed(0)
+    model = Stubborn()
+    dense = num_params(model)
+    shrink(model, X, budget=Budget(latency=0.7), granularity=ANY)
+    assert num_params(model) / dense == pytest.approx(0.7, abs=0.02) and model.a.out_features == 32
+
+
+def test_an_excluded_embedding_keeps_its_width_and_with_it_the_whole_stream():
+    torch.manual_seed(0)
+    model, x = GPT(vocab_size=11), torch.arange(32).view(2, 16) % 11
+    shrink(model, x, 0.5, exclude=["embedding"])
+    assert model.embedding.embedding_dim == model.head.in_features == 128
+    assert model.blocks[0].grow.out_features < 512
+
+
+def test_what_is_included_is_all_that_loses_outputs():
+    model = mlp()
+    plan = shrink(model, X, 0.5, granularity=ANY, include=["2"])
+    assert plan.groups == {"0.weight": (64, 64), "2.weight": (48, 24)}
