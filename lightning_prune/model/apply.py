@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from lightning_prune.core.types import Masks, Name
 
 CHUNK = 1 << 19  # weights masked at a time on CPU: their part of the mask, widened, stays in the cache
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,6 +45,24 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
             _multiply_bits_(tensor.view(integer), mask.view(torch.uint8))
         else:
             tensor.masked_fill_(mask.logical_not(), 0.0)
+
+
+class Masked:
+    """What has parameters and masks of some of them, and can apply these."""
+
+    targets: dict[Name, nn.Parameter]
+    masks: Masks
+
+    def apply_(self, among: Container[int] | None = None) -> None:
+        """Set the pruned weights to zero, of all targets or of those whose ids are `among` the given ones."""
+        names = [name for name in self.masks if among is None or id(self.targets[name]) in among]
+        apply_masks_([self.targets[name] for name in names], [self.masks[name] for name in names])
+
+    def apply_to_(self, model: nn.Module) -> None:
+        """Set the pruned weights of a copy of the model to zero, wherever the copy lies."""
+        copies = dict(model.named_parameters())
+        weights = [copies[name] for name in self.masks]
+        apply_masks_(weights, [m.to(w.device) for m, w in zip(self.masks.values(), weights, strict=True)])
 
 
 def _is_plain(tensor: Tensor) -> bool:

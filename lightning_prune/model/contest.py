@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from lightning_prune.model.grouping import (
     score_groups,
     sparsity_of_counts,
 )
-from lightning_prune.model.prices import CostOf, Counts, cost_function
+from lightning_prune.model.prices import CostOf, Counts, cost_function, counted
 
 
 class Contest:
@@ -134,11 +135,51 @@ class Contest:
 
     def _solve(self, scores: GroupScores, cost_of: CostOf) -> Counts:
         """Return the numbers that the budget allows; those of before where scores have moved so that none fit."""
-        assert self.recipe.budget is not None
-        granularity, scope, ties = self.granularity, self.recipe.scope, self.couplings.ties
+        budget = self.recipe.budget
+        assert budget is not None
         try:
-            return solve(self.recipe.budget, scores, cost_of, granularity=granularity, scope=scope, ties=ties)
+            return solve(
+                budget,
+                scores,
+                cost_of,
+                granularity=self.granularity,
+                scope=self.recipe.scope,
+                ties=self.couplings.ties,
+                guide=counted("macs", self.couplings) if budget.kind == "latency" else None,
+            )
         except ValueError:
             if self.solved is None:
                 raise
             return self.solved
+
+    def cost(self, choice: Mapping[str, Tensor]) -> float:
+        """Return what the model costs without what a choice removes, in the terms of the budget, 1.0 being dense.
+
+        A latency is not measured here: it is 1.0, as it is without a budget.
+        """
+        budget = self.recipe.budget
+        if budget is None or budget.kind == "latency":
+            return 1.0
+        return counted(budget.kind, self.couplings, self.spent)(counts_of(choice))
+
+    def missed(self, choice: Mapping[str, Tensor]) -> str | None:
+        """Say how far from the budget a choice is, where that is more than its tolerance; None for a latency."""
+        budget, cost = self.recipe.budget, self.cost(choice)
+        if budget is None or budget.kind == "latency" or abs(cost - budget.fraction) <= budget.tolerance:
+            return None
+        return f"{budget} is missed: {budget.kind} are {cost:.3f} of the dense model's."
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return sizes, what is spent and what was solved for, safe under `weights_only=True`."""
+        return {
+            "sizes": dict(self.sizes),
+            "kinds": dict(self.kinds),
+            "spent": self.spent,
+            "solved": self.solved,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.sizes, self.kinds = dict(state["sizes"]), dict(state["kinds"])
+        self.follow(self.couplings, float(state["spent"]), self.scored)
+        self.solved = state["solved"]

@@ -16,18 +16,17 @@ from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import GroupScores, Masks, Name
 from lightning_prune.graph import Choice, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
-from lightning_prune.model.apply import apply_masks_
+from lightning_prune.model.apply import Masked
 from lightning_prune.model.calls import Call
 from lightning_prune.model.contest import Contest
 from lightning_prune.model.equivalence import settle
-from lightning_prune.model.grouping import counts_of, without
-from lightning_prune.model.prices import cost_function
+from lightning_prune.model.grouping import without
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
 from lightning_prune.model.targets import output_dims, select_targets
 
 
-class GroupPruner:
+class GroupPruner(Masked):
     """The masks of one model's coupled groups under one recipe, and the surgery that makes them real.
 
     It has the surface of `Pruner`; a mask covers all that a removed index reaches: weights, biases, scales of norms.
@@ -164,17 +163,6 @@ class GroupPruner:
         found = self.couplings.masks(self.choice)
         return {n: found[n].contiguous().to(p.device) for n, p in self.targets.items() if n in found}
 
-    def apply_(self, among: Container[int] | None = None) -> None:
-        """Set what is to go to zero, in all targets or in those whose ids are `among` the given ones."""
-        names = [name for name in self.masks if among is None or id(self.targets[name]) in among]
-        apply_masks_([self.targets[name] for name in names], [self.masks[name] for name in names])
-
-    def apply_to_(self, model: nn.Module) -> None:
-        """Set what is to go to zero in a copy of the model."""
-        copies = dict(model.named_parameters())
-        weights = [copies[name] for name in self.masks]
-        apply_masks_(weights, [m.to(w.device) for m, w in zip(self.masks.values(), weights, strict=True)])
-
     def plan(self) -> Plan:
         """Return the plan that makes the present choice real, proved equal to the masked model.
 
@@ -212,7 +200,7 @@ class GroupPruner:
         if plan.is_empty:
             self.masks = self._masks()
             return plan
-        spent = self.cost
+        spent = self.contest.cost(self.choice)
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.statistics.cut_(self.model, plan.slices)
         self.plans.append(plan)
@@ -225,23 +213,9 @@ class GroupPruner:
         return plan
 
     @property
-    def cost(self) -> float:
-        """What the model costs without what is masked, as a fraction of the dense one, in the terms of the budget.
-
-        A latency is not measured here: it is 1.0, as it is without a budget.
-        """
-        budget = self.recipe.budget
-        if budget is None or budget.kind == "latency":
-            return 1.0
-        return cost_function(budget, self.couplings, self.call, self.contest.spent)(counts_of(self.choice))
-
-    @property
     def missed(self) -> str | None:
-        """How far from the budget the model is, where that is more than its tolerance; None for a latency."""
-        budget = self.recipe.budget
-        if budget is None or budget.kind == "latency" or abs(self.cost - budget.fraction) <= budget.tolerance:
-            return None
-        return f"{budget} is missed: {budget.kind} are {self.cost:.3f} of the dense model's."
+        """How far from the budget the model is, where that is more than its tolerance."""
+        return self.contest.missed(self.choice)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the choice (packed), what was cut, progress and sums, safe under `weights_only=True`."""
@@ -250,10 +224,7 @@ class GroupPruner:
             "fraction": self.fraction,
             "is_proved": self._is_proved,
             "frozen": dict(self.frozen),
-            "sizes": dict(self.contest.sizes),
-            "kinds": dict(self.contest.kinds),
-            "spent": self.contest.spent,
-            "solved": self.contest.solved,
+            "contest": self.contest.state_dict(),
             "plans": to_data(self.plans),
             "statistics": self.statistics.state_dict(),
         }
@@ -276,12 +247,11 @@ class GroupPruner:
                 f"{listed(wrong)}: the model, `include` or `exclude` has changed."
             )
         self.plans, self.choice = list(from_data(state["plans"])), choice
-        self.contest.sizes, self.contest.kinds = dict(state["sizes"]), dict(state["kinds"])
-        self.contest.follow(self.couplings, float(state["spent"]), self.scored)
         for name, reason in state["frozen"].items():
             self._drop([name], reason)
+        self.contest.load_state_dict(state["contest"])
         self._refresh()
-        self.contest.solved, self._is_proved = state["solved"], bool(state["is_proved"])
+        self._is_proved = bool(state["is_proved"])
         self.masks, self.fraction = self._masks(), float(state["fraction"])
         self.statistics.load_state_dict(state["statistics"])
 

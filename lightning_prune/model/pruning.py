@@ -26,13 +26,13 @@ from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Masks, Name, Scope
-from lightning_prune.model.apply import apply_masks_
+from lightning_prune.model.apply import Masked
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import Pattern, select_targets
 
 
-class Pruner:
+class Pruner(Masked):
     """The masks of one model under one recipe.
 
     Args:
@@ -103,17 +103,6 @@ class Pruner:
         self.requested = requested
         self.statistics.clear()
         self.apply_()
-
-    def apply_(self, among: Container[int] | None = None) -> None:
-        """Set the pruned weights to zero, of all targets or of those whose ids are `among` the given ones."""
-        names = [name for name in self.masks if among is None or id(self.targets[name]) in among]
-        apply_masks_([self.targets[name] for name in names], [self.masks[name] for name in names])
-
-    def apply_to_(self, model: nn.Module) -> None:
-        """Set the pruned weights of a copy of the model to zero, wherever the copy lies."""
-        copies = dict(model.named_parameters())
-        weights = [copies[name] for name in self.masks]
-        apply_masks_(weights, [m.to(w.device) for m, w in zip(self.masks.values(), weights, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (packed), progress and sums, all of it safe under `torch.load(weights_only=True)`."""
