@@ -2,6 +2,7 @@
 
 import copy
 import io
+from itertools import pairwise
 
 import pytest
 import torch
@@ -296,3 +297,42 @@ def test_what_is_included_is_all_that_loses_outputs():
     model = mlp()
     plan = shrink(model, X, 0.5, granularity=ANY, include=["2"])
     assert plan.groups == {"0.weight": (64, 64), "2.weight": (48, 24)}
+
+
+def deep():
+    torch.manual_seed(0)
+    sizes = (16, 64, 96, 32, 64, 4)
+    layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
+    return nn.Sequential(*layers, nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("multiple_of", [8, 16])
+def test_on_the_way_no_more_goes_than_the_budget_allows(multiple_of):
+    """In coarse steps, nearly all of the ramp could cost less than its end, and what was cut would not come back."""
+    for fraction in torch.linspace(0.2, 0.9, 15).tolist():
+        budget = Budget(params=fraction, tolerance=0.05)
+        pruner = pruner_of(deep(), budget=budget, granularity=Channel(multiple_of=multiple_of))
+        for progress in (0.95, 0.99, 1.0):
+            pruner.choose_(progress)
+            assert pruner.contest.cost(pruner.choice) >= fraction - 0.05
+
+
+def test_what_a_latency_needs_is_kept_though_other_channels_become_better(clock):
+    pruner = pruner_of(model := mlp(), budget=Budget(latency=0.5), granularity=ANY)
+    pruner.update_(0.1)
+    solved = dict(pruner.contest.solved)
+    with torch.no_grad():  # most of the first layer is worth little by now
+        model[0].weight[8:] *= 1e-3
+        model[2].weight[:, 8:] *= 1e-3
+    pruner.update_(0.95)
+    assert pruner.contest.counts(pruner.choice)["0.weight"] >= solved["0.weight"] > 8
+    pruner.update_(1.0)
+    assert pruner.contest.counts(pruner.choice) == solved
+
+
+def test_a_latency_out_of_reach_is_refused_after_a_few_measurements(clock):
+    with pytest.raises(
+        ValueError, match=r"`budget` latency=0.5 is out of reach .* latency=0\.\d+ of the dense"
+    ):
+        shrink(deep(), X, budget=Budget(latency=0.5, tolerance=1e-6))
+    assert 0 < len(clock) <= 3 * NUM_MEASURED
