@@ -5,7 +5,8 @@
 Each tool removes half of every group of channels of each model in benchmarks/zoo, in a process of its own with a limit
 of CPU time. `equal`: in float64 the small model's outputs differ from those of the masked dense model by less than
 1e-10 of their largest value; the control is the difference that one wrong index in one tensor makes (the least visible
-of three tensors). What is in the results file is not run again, so an interrupted run goes on where it stopped.
+of three tensors; all indices wrong, where five single ones feed units that are rectified away). What is in the results
+file is not run again, so an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -94,12 +95,13 @@ def judge(tool: str, dense: Example, small: Example, kept: Any) -> dict[str, Any
 def controls(whole: Any, small: Example, kept: Any, expected: list[torch.Tensor]) -> dict[str, float]:
     """Return what one wrong index makes of the output, for three tensors.
 
-    A channel that is rectified away for this input shows nothing, whatever its weights: up to five indices are tried.
+    A channel that is rectified away for this input shows nothing, whatever its weights: up to five indices are tried,
+    then all of them at once.
     """
     found: dict[str, float] = {}
     for name, dim in wrong_slices(whole, small.model, kept):
         num = len(kept[name][dim])
-        for index in dict.fromkeys(num * i // 10 for i in (5, 2, 7, 0, 9)):
+        for index in [*dict.fromkeys(num * i // 10 for i in (5, 2, 7, 0, 9)), None]:
             wrong = mistaken(whole[name], small.model, kept, (name, dim), index)
             error = difference(outputs64(Example(wrong, small.args, small.kwargs)), expected)
             place = f"{name}[{dim}]"

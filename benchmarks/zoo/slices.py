@@ -72,15 +72,21 @@ def wrong_slices(
     return list(dict.fromkeys(chosen))
 
 
-def mistaken(whole: Tensor, small: nn.Module, kept: Kept, place: tuple[str, int], index: int) -> nn.Module:
-    """Return a copy of a small model in which one index of one tensor is a removed one.
+def mistaken(
+    whole: Tensor, small: nn.Module, kept: Kept, place: tuple[str, int], index: int | None
+) -> nn.Module:
+    """Return a copy of a small model in which one index of one tensor is a removed one; with None, as many as can be.
 
     It is the least that can go wrong: shapes fit, all other tensors agree.
     """
     name, dim = place
     wrong, removed = copy.deepcopy(small), set(range(whole.shape[dim])) - set(kept[name][dim])
     others = {d: i for d, i in kept[name].items() if d != dim}
-    value = take(whole, others).select(dim, min(removed, key=lambda i: abs(i - kept[name][dim][index])))
+    indices = list(kept[name][dim])
+    if index is None:
+        indices[: len(removed)] = sorted(removed)[: len(indices)]
+    else:
+        indices[index] = min(removed, key=lambda i: abs(i - kept[name][dim][index]))
     with torch.no_grad():
-        tensors_of(wrong)[name].select(dim, index).copy_(value)
+        tensors_of(wrong)[name].copy_(take(whole, others | {dim: tuple(indices)}))
     return wrong
