@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.patterns import listed
-from lightning_prune.graph.depth import Block, find_blocks
+from lightning_prune.graph.depth import Block, find_blocks, find_branches
 from lightning_prune.graph.equations import solve, ties
 from lightning_prune.graph.groups import Group, find_groups
 from lightning_prune.graph.integers import Attribute
@@ -62,6 +62,11 @@ class Couplings:
     def blocks(self) -> dict[str, Block]:
         """The residual blocks that can be skipped as wholes, by path."""
         return find_blocks(self.record)
+
+    @cached_property
+    def branches(self) -> dict[str, Block]:
+        """The branches whose sum with the residual stream can go without them, by path."""
+        return find_branches(self.record)
 
     @property
     def frozen(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from lightning_prune.core.patterns import listed
 
 PLAIN = (bool, int, float, str, type(None))
+REPLACEMENT = re.compile(r"(skip|zero)(\d*)(?::([A-Za-z_]\w*))?")
+"""What can take the place of a module, besides "attention": kind, length of the tuple, name of the input."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Plan:
         attributes: path of a module -> attribute -> new value, a plain one or a tuple of such.
         scales: slices that are multiplied, before anything is cut.
         replaced: path of a module -> what takes its place: "attention" (an nn.MultiheadAttention with free inner
-            widths), "skip" (its first argument is handed on), or "skip2" (within a tuple of 2, the rest None).
+            widths), "skip" (its first argument is handed on), "zero" (zeros like that are), "skip2" (within a tuple of
+            2, the rest None), "skip:x" (the keyword argument x is its input).
         groups: group -> its size, and how many indices it keeps.
         error: largest relative difference between the masked and the small model, or None where it was not measured.
 
@@ -158,8 +162,10 @@ def _check_rest(plan: Plan) -> None:
                 f"`scales` are of slices of known tensors, but got {_shown(scale)} of shape {shape}."
             )
     for path, how in plan.replaced.items():
-        if how not in ("attention", "skip") and not (how[:4] == "skip" and how[4:].isdecimal()):
-            raise ValueError(f'`replaced` by "attention", "skip" or "skip2", but got {how!r} for {path}.')
+        if how != "attention" and not REPLACEMENT.fullmatch(how):
+            raise ValueError(
+                f'`replaced` by "attention", "skip", "zero", "skip2" or "skip:x", but got {how!r} for {path}.'
+            )
     for path, values in plan.attributes.items():
         entries = [e for v in values.values() for e in (v if isinstance(v, tuple) else (v,))]
         if bad := [e for e in entries if not isinstance(e, PLAIN)]:

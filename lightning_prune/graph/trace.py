@@ -40,9 +40,10 @@ class ModuleCall:
     Args:
         path: of the module.
         module: itself.
-        input: the first positional argument, if it is a tensor.
+        input: the first positional argument if it is a tensor; without any, the first keyword argument that is one.
         output: what it returned, or the first entry of that, if it is a tensor.
         num_outputs: how long the tuple is that it returned, or None where it is none.
+        argument: the name of `input`, where it is passed by keyword.
     """
 
     path: str
@@ -50,6 +51,7 @@ class ModuleCall:
     input: Tensor | None
     output: Tensor | None
     num_outputs: int | None = None
+    argument: str | None = None
 
 
 @dataclass(eq=False)
@@ -229,18 +231,19 @@ def _calls_followed(tracer: Tracer, paths: Mapping[nn.Module, str]) -> Iterator[
     def enter(module: nn.Module, _: Any) -> None:
         tracer.path.append(paths[module])
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         path = tracer.path.pop()
-        first = args[0] if args else None
+        names = [] if args else [name for name, value in kwargs.items() if isinstance(value, Tensor)]
+        first = args[0] if args else kwargs[names[0]] if names else None
         result = output[0] if isinstance(output, (tuple, list)) and output else output
         x, y = (t if isinstance(t, Tensor) else None for t in (first, result))
         num_outputs = len(output) if isinstance(output, (tuple, list)) else None
-        tracer.record.calls.append(ModuleCall(path, module, x, y, num_outputs))
+        tracer.record.calls.append(ModuleCall(path, module, x, y, num_outputs, *names[:1]))
 
     with ExitStack() as hooks:
         for module in paths:
             hooks.callback(module.register_forward_pre_hook(enter).remove)
-            hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
+            hooks.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
         yield
 
 

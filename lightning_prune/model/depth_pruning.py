@@ -1,8 +1,10 @@
-"""A model and a recipe for whole residual blocks: those that change their input least are skipped."""
+"""A model and a recipe for residual blocks or branches: those that change what they add to least are left out."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from lightning_prune.graph import Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.influence import Influence
+from lightning_prune.model.skip import Skip
 from lightning_prune.model.surgery import execute_
 
 
@@ -33,7 +36,7 @@ class DepthPruner:
         trained: unused; blocks go as wholes.
 
     Raises:
-        ValueError: the model has no residual block that can be skipped, or a pattern matches none.
+        ValueError: the model has no residual block or branch that can go, or a pattern matches none.
     """
 
     def __init__(
@@ -42,14 +45,22 @@ class DepthPruner:
         assert isinstance(recipe.granularity, Layer)
         self.model, self.recipe, self.granularity, self.call = model, recipe, recipe.granularity, call
         self.couplings = trace(call.module, call.args, call.kwargs, root=model)
-        self.blocks = _selected(list(self.couplings.blocks), recipe)
+        is_block = self.granularity.unit == "block"
+        known = self.couplings.blocks if is_block else self.couplings.branches
+        self.blocks = {path: known[path] for path in _selected(list(known), recipe)}
         self.num_groups = len(self.blocks)
         if not self.blocks:
             raise ValueError(
-                f"`granularity` Layer skips residual blocks, but {type(model).__name__} has none that can be: a module "
-                "that runs once and returns its input plus something, in the same shape."
+                f"`granularity` {self.granularity} leaves out residual {self.granularity.unit}s, but "
+                f"{type(model).__name__} has none that can go: a module that runs once and "
+                + (
+                    "returns its input plus something, "
+                    if is_block
+                    else "whose output is added to the stream, "
+                )
+                + "in the same shape."
             )
-        self.statistics = Influence(model, self.blocks)
+        self.statistics = Influence(model, self.blocks, call.module)
         self.masks: Masks = {}
         self.plans: list[Plan] = []
         self.frozen: dict[str, str] = {}
@@ -65,7 +76,7 @@ class DepthPruner:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of blocks that is skipped."""
+        """The fraction of blocks that is gone."""
         return len(self.skipped) / self.num_groups
 
     def count_groups(self, name: Name) -> tuple[int, int] | None:
@@ -80,10 +91,13 @@ class DepthPruner:
         """Choose the blocks that go; nothing is masked."""
         self.requested = fraction * self.final_sparsity
         self.influence = self.agree(self._measured())
+        self._rank()
+
+    def _rank(self) -> None:
         count = num_kept(self.num_groups, self.requested)
-        count = max(count, floor_of(self.granularity.min_keep, self.num_groups))
-        scores = torch.tensor([self.influence[path] for path in self.blocks], dtype=torch.float64)
-        mask = keep_top({"blocks": scores}, count)["blocks"]
+        count = max(count, floor_of(self.granularity.min_keep, self.num_groups), len(self.frozen))
+        ranked = [math.inf if path in self.frozen else self.influence[path] for path in self.blocks]
+        mask = keep_top({"blocks": torch.tensor(ranked, dtype=torch.float64)}, count)["blocks"]
         self.skipped = [path for path, is_kept in zip(self.blocks, mask.tolist(), strict=True) if not is_kept]
 
     def _measured(self) -> dict[str, float]:
@@ -101,19 +115,44 @@ class DepthPruner:
         """Do nothing: blocks are not masked."""
 
     def plan(self) -> Plan:
-        """Return the plan that skips the chosen blocks. What is left is the same network without their branches."""
-        blocks = self.couplings.blocks
-        how = {p: f"skip{n}" if (n := blocks[p].num_outputs) is not None else "skip" for p in self.skipped}
+        """Return the plan that leaves out the chosen blocks: the same network without what they add."""
+        how = {path: self.blocks[path].replacement for path in self.skipped}
         groups = {path: (1, int(path not in self.skipped)) for path in self.blocks}
         return Plan(slices={}, shapes=self.couplings.shapes, replaced=how, groups=groups, error=0.0)
 
     def shrink_(self, optimizers: Iterable[Optimizer] = (), copies: Iterable[nn.Module] = ()) -> Plan:
-        """Put the identity in the place of the chosen blocks."""
+        """Put the identity, or zeros, in the place of what was chosen; what the model does not run without stays."""
+        while broken := self._broken():
+            self.frozen |= broken
+            self._rank()
         plan = self.plan()
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.plans.append(plan)
         self.targets = {n: p for n, p in self.model.named_parameters() if n in self.targets}
         return plan
+
+    def _broken(self) -> dict[str, str]:
+        """Return the first of the chosen blocks without which the model does not run, with the reason."""
+        if self._reason(self.skipped) is None:
+            return {}
+        for num in range(1, len(self.skipped) + 1):
+            if (reason := self._reason(self.skipped[:num])) is not None:
+                return {self.skipped[num - 1]: f"the model does not run without it: {reason}"}
+        return {}
+
+    def _reason(self, paths: Iterable[str]) -> str | None:
+        """Run the model as if some blocks were gone, and say why it cannot."""
+        with ExitStack() as stack:
+            again = stack.enter_context(replaying(self.model, self.call))
+            for path in paths:
+                attributes = vars(self.model.get_submodule(path))
+                attributes["forward"] = Skip(self.blocks[path].replacement).forward
+                stack.callback(attributes.pop, "forward")
+            try:
+                again()
+            except Exception as error:  # whatever the model raises
+                return f"{type(error).__name__}: {error}"
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was chosen and done, safe under `torch.load(weights_only=True)`."""
@@ -121,13 +160,14 @@ class DepthPruner:
             "requested": self.requested,
             "skipped": list(self.skipped),
             "influence": dict(self.influence),
+            "frozen": dict(self.frozen),
             "plans": to_data(self.plans),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.requested, self.skipped = float(state["requested"]), list(state["skipped"])
-        self.influence = dict(state["influence"])
+        self.influence, self.frozen = dict(state["influence"]), dict(state["frozen"])
         self.plans = list(from_data(state["plans"]))
 
 

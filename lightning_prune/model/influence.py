@@ -1,32 +1,40 @@
-"""How much residual blocks change their input."""
+"""How much residual blocks and branches change what they add to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.graph.depth import LINEAR, Block, stream_of
+from lightning_prune.graph.run import plain_name
+from lightning_prune.graph.sandbox import plain_kernels
 from lightning_prune.model.statistics import Statistics
 
 
 class Influence(Statistics):
-    """The influence of each block, a mean over the forward passes inside of `watch`.
+    """The influence of each block or branch, a mean over the forward passes inside of `watch`.
 
-    Men et al. 2024, ShortGPT (arXiv:2403.03853), eq. 1: 1 - E[cos(x, f(x))] over the positions of all examples.
+    Men et al. 2024, ShortGPT (arXiv:2403.03853), eq. 1: 1 - E[cos(x, y)] over the positions of all examples, where y is
+    what the block makes of x, or the residual stream x with the branch.
 
     Args:
         model: the module that holds the blocks.
-        paths: of the blocks.
+        blocks: by path.
+        called: the module that was traced when the blocks were found, `model` or a part of it.
     """
 
-    def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, blocks: Mapping[str, Block], called: nn.Module) -> None:
         super().__init__(model, {}, ())
-        self.blocks = {path: model.get_submodule(path) for path in paths}
+        self.blocks, self.called = dict(blocks), called
+        self.modules = {path: model.get_submodule(path) for path in blocks}
         self.clear()
 
     @property
@@ -37,19 +45,28 @@ class Influence(Statistics):
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Sum up the cosines over the forward passes inside."""
+        additions = _Additions(self)
         with ExitStack() as stack:
+            if any(block.is_branch for block in self.blocks.values()):
+                stack.enter_context(plain_kernels())
+                stack.callback(self.called.register_forward_pre_hook(additions.begin).remove)
+                stack.callback(self.called.register_forward_hook(additions.end, always_call=True).remove)
             for path, block in self.blocks.items():
-
-                def hook(block: nn.Module, args: Any, output: Any, path: str = path) -> None:
-                    self._add_(path, block, args[0], output)
-
-                stack.callback(block.register_forward_hook(hook).remove)
+                see = additions.follow if block.is_branch else self._see
+                hook = partial(see, path, block.argument)
+                stack.callback(self.modules[path].register_forward_hook(hook, with_kwargs=True).remove)
             yield
 
+    def _see(
+        self, path: str, argument: str | None, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        self.add_(path, args[0] if args else kwargs[argument or ""], _first(output))
+
     @torch.no_grad()
-    def _add_(self, path: str, block: nn.Module, x: Tensor, output: Any) -> None:
-        y = output[0] if isinstance(output, (tuple, list)) else output
-        cosine = nn.functional.cosine_similarity(x.double(), y.double(), dim=feature_dim(block, x))
+    def add_(self, path: str, x: Tensor, y: Tensor) -> None:
+        """Count the positions of x, and how alike y is there."""
+        dim = feature_dim(self.modules[path], x)
+        cosine = nn.functional.cosine_similarity(x.double(), y.double(), dim=dim)
         total, count = self._cosines.get(path, (0.0, 0))
         self._cosines[path] = total + float(cosine.sum()), count + cosine.numel()
 
@@ -58,8 +75,52 @@ class Influence(Statistics):
         self._cosines: dict[str, tuple[float, int]] = {}
 
     def influence(self) -> Mapping[str, float]:
-        """Return path -> influence, in [0, 2]: 0 is a block that only scales its input; empty if nothing was seen."""
+        """Return path -> influence, in [0, 2]: 0 only scales what it is added to; empty if nothing was seen."""
         return {path: 1.0 - total / count for path, (total, count) in self._cosines.items()}
+
+
+class _Additions(TorchDispatchMode):
+    """Follows what branches return to where it is added to the stream."""
+
+    def __init__(self, seen_by: Influence) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen_by = seen_by
+        self.followed: dict[int, tuple[str, Tensor]] = {}
+
+    def begin(self, *_: Any) -> None:
+        self.followed = {}
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self, *_: Any) -> None:
+        self.followed = {}
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def follow(self, path: str, _: str | None, __: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        tensor = _first(output)
+        self.followed[id(tensor)] = path, tensor
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = plain_name(func), kwargs or {}
+        met = [self.followed[id(a)] for a in args if id(a) in self.followed]
+        if not met or name not in {"add"} | LINEAR:
+            return func(*args, **kwargs)
+        path, branch = met[0]
+        stream = stream_of(name, args, kwargs, branch)
+        before = stream.clone() if stream is not None else None
+        output = func(*args, **kwargs)
+        if before is not None:
+            self.seen_by.add_(path, before, output)
+            del self.followed[id(branch)]
+        else:
+            self.followed[id(output)] = path, output
+        return output
+
+
+def _first(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return found
 
 
 def feature_dim(block: nn.Module, x: Tensor) -> int:

@@ -1,29 +1,36 @@
-"""Blocks that hand on their input: what depth pruning leaves of a residual block."""
+"""Modules without a weight that hand on their input, or zeros like it: what depth pruning leaves of blocks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
+
+from lightning_prune.graph.plan import REPLACEMENT
 
 
 class Skip(nn.Module):
-    """Returns its first argument, as a residual block without its branches does.
+    """Returns its input, as a residual block without its branches does, or zeros like it, as a branch that is gone.
 
     Args:
-        num_outputs: None where the block returned a tensor; else how long the tuple was that it returned, of which all
-            but the first entry become None.
+        replacement: as in `Plan.replaced`: "skip" or "zero"; a number after it says how long the tuple was that the
+            module returned, of which all but the first entry become None; a name after a colon, which keyword
+            argument is the input.
 
     Example:
-        >>> import torch
-        >>> Skip(None)(torch.ones(1)), Skip(2)(torch.ones(1))
-        (tensor([1.]), (tensor([1.]), None))
+        >>> Skip("skip")(torch.ones(1)), Skip("zero2:x")(x=torch.ones(1))
+        (tensor([1.]), (tensor([0.]), None))
     """
 
-    def __init__(self, num_outputs: int | None) -> None:
+    def __init__(self, replacement: str) -> None:
         super().__init__()
-        self.num_outputs = num_outputs
+        found = REPLACEMENT.fullmatch(replacement)
+        assert found is not None
+        self.is_zero, self.num_outputs, self.argument = found[1] == "zero", int(found[2] or 0), found[3]
 
-    def forward(self, x: Any, *_: Any, **__: Any) -> Any:
-        """Hand on `x`."""
-        return x if self.num_outputs is None else (x, *[None] * (self.num_outputs - 1))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand on the input, or zeros of its shape."""
+        x = args[0] if args else kwargs[self.argument]
+        y = torch.zeros_like(x) if self.is_zero else x
+        return (y, *[None] * (self.num_outputs - 1)) if self.num_outputs else y

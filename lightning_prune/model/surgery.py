@@ -187,7 +187,7 @@ def _adapt_modules_(model: nn.Module, plan: Plan, undo: ExitStack) -> None:
             module.flatten_parameters()
     for path, how in plan.replaced.items():
         if how != "attention":
-            _skip_(model, path, int(how.removeprefix("skip") or 0) or None, undo)
+            _replace_(model, path, how, undo)
 
 
 def _put_back_(module: nn.Module, kind: type[nn.Module], attributes: Mapping[str, object]) -> None:
@@ -196,8 +196,8 @@ def _put_back_(module: nn.Module, kind: type[nn.Module], attributes: Mapping[str
     vars(module).update(attributes)
 
 
-def _skip_(model: nn.Module, path: str, num_outputs: int | None, undo: ExitStack) -> None:
+def _replace_(model: nn.Module, path: str, how: str, undo: ExitStack) -> None:
     parent, _, name = path.rpartition(".")
     owner, block = model.get_submodule(parent), model.get_submodule(path)
     undo.callback(setattr, owner, name, block)
-    setattr(owner, name, Skip(num_outputs).train(block.training))
+    setattr(owner, name, Skip(how).train(block.training))

@@ -107,8 +107,11 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
 
 def _unit(report: Report) -> str:
     """What sparsity is the fraction of."""
-    kind = report.recipe.get("granularity", "").partition("(")[0]
-    return {"Channel": "channels", "Head": "heads", "Layer": "blocks"}.get(kind, "pruned weights")
+    text = report.recipe.get("granularity", "")
+    kind = "Branch" if "unit='branch'" in text else text.partition("(")[0]
+    return {"Branch": "branches", "Channel": "channels", "Head": "heads", "Layer": "blocks"}.get(
+        kind, "pruned weights"
+    )
 
 
 def _costs(before: Cost | None, after: Cost | None) -> Table:

@@ -86,3 +86,52 @@ def test_a_block_that_runs_twice_stays() -> None:
             return self.head(self.block(self.block(x)))
 
     assert trace(Twice(), (torch.randn(2, 4),)).blocks == {}
+
+
+class Layered(nn.Module):
+    """A pre-norm layer whose branches are modules; the way from one to the sum varies."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.norm = kind, nn.LayerNorm(4)
+        self.attention = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "in place":
+            x += self.attention(self.norm(x))
+        elif self.kind == "scaled":
+            x = x + nn.functional.dropout(self.gain * self.attention(self.norm(x)), 0.1, self.training)
+        elif self.kind == "by keyword":
+            x = x + self.attention(input=self.norm(x))
+        elif self.kind == "used twice":
+            y = self.attention(self.norm(x))
+            x = x + y + y.mean()
+        elif self.kind == "not of the stream":
+            x = self.norm(x) + self.attention(x)
+        elif self.kind == "rectified":
+            x = x + self.attention(self.norm(x)).relu()
+        else:
+            x = x + self.attention(self.norm(x))
+        return x + self.mlp(self.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "can_go"),
+    [
+        ("plain", True),
+        ("in place", True),
+        ("scaled", True),
+        ("by keyword", True),
+        ("used twice", False),
+        ("not of the stream", False),
+        ("rectified", False),
+    ],
+)
+def test_a_branch_can_go_if_it_is_added_to_the_stream(kind: str, can_go: bool) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), Layered(kind), nn.Linear(4, 2))
+    branches = trace(net, (torch.randn(5, 3),)).branches
+    assert set(branches) == ({"1.attention", "1.mlp"} if can_go else {"1.mlp"})
+    if kind == "by keyword":
+        assert branches["1.attention"].replacement == "zero:input"

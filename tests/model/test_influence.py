@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_prune import Layer, shrink
 from lightning_prune.examples.networks import GPT, ResNet20
+from lightning_prune.graph import trace
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.influence import Influence, feature_dim
 
@@ -31,11 +32,27 @@ def test_it_is_one_minus_the_mean_cosine_over_all_batches(make, path, x, dim):
     hook = model.get_submodule(path).register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out))
     model(x)
     hook.remove()
-    found = Influence(model, [path])
+    blocks = trace(model, (x,)).blocks
+    found = Influence(model, {path: blocks[path]}, model)
     calibrate(found, model, [x[:1], x[1:]])  # of unlike size: each position counts once
     assert found.influence()[path] == pytest.approx(formula(seen["x"], seen["y"], dim).mean(), abs=1e-9)
     found.clear()
     assert found.influence() == {}
+
+
+def test_of_a_branch_it_is_how_the_stream_turns():
+    torch.manual_seed(0)
+    model, x, seen = GPT(vocab_size=11).eval(), torch.arange(64).view(4, 16) % 11, {}
+    block = model.blocks[1]
+    block.register_forward_hook(lambda _, args, out: seen.update(stream=args[0]))
+    block.attention.register_forward_hook(lambda _, args, out: seen.update(branch=out))
+    model(x)
+    expected = formula(seen["stream"], seen["stream"] + seen["branch"], -1).mean()
+    branches = trace(model, (x,)).branches
+    assert list(branches) == [f"blocks.{i}.attention" for i in range(4)]
+    found = Influence(model, branches, model)
+    calibrate(found, model, [x[:1], x[1:]])
+    assert expected > 1e-6 and found.influence()["blocks.1.attention"] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(

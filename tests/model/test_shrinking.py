@@ -13,6 +13,7 @@ from lightning_prune.examples.networks import GPT, ConvNet, LeNet5, ResNet20
 from lightning_prune.graph import trace
 from lightning_prune.model.calls import Call
 from lightning_prune.model.prices import cost_function
+from lightning_prune.model.surgery import execute_
 from lightning_prune.report.data import Latency
 from tests.members import members
 
@@ -132,9 +133,80 @@ def test_the_blocks_that_change_least_are_skipped_and_the_rest_is_untouched():
     torch.testing.assert_close(model(TOKENS), reference(TOKENS), rtol=0, atol=0)
 
 
-def test_a_model_without_residual_blocks_is_refused():
-    with pytest.raises(ValueError, match="ConvNet has none that can be"):
-        shrink(build(ConvNet), torch.zeros(2, 1, 8, 8), 0.5, granularity=Layer())
+def test_the_branches_that_turn_the_stream_least_are_left_out_and_the_rest_is_untouched():
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, norm_first=True, batch_first=True) for _ in range(3)]
+    model, x = (
+        nn.Sequential(nn.Linear(3, 16), *map(Branches, layers), nn.Linear(16, 2)).eval(),
+        torch.randn(4, 5, 3),
+    )
+    with torch.no_grad():
+        for layer in (model[1].attention.inner.out_proj, model[3].mlp[2]):
+            layer.weight.mul_(1e-3)
+            layer.bias.zero_()
+        reference = copy.deepcopy(model)
+        for layer in (reference[1].attention.inner.out_proj, reference[3].mlp[2]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    dense = copy.deepcopy(model)
+    plan = shrink(model, x, 1 / 3, granularity=Layer(unit="branch"))
+    assert plan.replaced == {"1.attention": "zero", "3.mlp": "zero"}
+    assert params(model) < params(reference)
+    torch.testing.assert_close(model(x), reference(x), rtol=0, atol=1e-6)
+    execute_(dense, plan)
+    assert torch.equal(dense(x), model(x))
+
+
+class Branches(nn.Module):
+    """The two branches of a transformer layer, each a module."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.attention, self.mlp = Attention(layer), nn.Sequential(layer.linear1, nn.ReLU(), layer.linear2)
+        self.norm = layer.norm1
+
+    def forward(self, x):
+        x = x + self.attention(self.norm(x))
+        return x + self.mlp(self.norm(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.inner = layer.self_attn
+
+    def forward(self, x):
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+def test_a_block_that_the_model_needs_stays_and_the_next_one_goes():
+    class Uses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = Pair(1e-3), Pair(1.0), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x, weights = self.a(x)
+            return self.head(self.b(x + weights.sum())[0])
+
+    class Pair(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.linear, self.scale = nn.Linear(4, 4), scale
+
+        def forward(self, x):
+            return x + self.scale * self.linear(x), x.softmax(-1)
+
+    model = Uses()
+    plan = shrink(model, torch.randn(3, 4), 0.5, granularity=Layer())
+    assert plan.replaced == {"b": "skip2"}
+    assert model(torch.randn(3, 4)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("unit", ["block", "branch"])
+def test_a_model_without_residual_blocks_is_refused(unit):
+    with pytest.raises(ValueError, match="ConvNet has none that can go"):
+        shrink(build(ConvNet), torch.zeros(2, 1, 8, 8), 0.5, granularity=Layer(unit=unit))
 
 
 @pytest.mark.parametrize("criterion", members("criterion"), ids=str)

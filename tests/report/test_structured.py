@@ -20,13 +20,14 @@ SMALLER = Report(
 
 def test_sparsity_is_that_of_what_the_granularity_counts():
     texts = {}
-    for granularity in ("Channel()", "Head()", "Layer()", "Weight()"):
+    for granularity in ("Channel()", "Head()", "Layer()", "Layer(unit='branch')", "Weight()"):
         facts = dict(page(replace(SMALLER, recipe={"granularity": granularity})).facts)
         texts[granularity] = facts["Sparsity"]
     assert texts == {
         "Channel()": "50.00 % of the channels (asked for: 50.00 %)",
         "Head()": "50.00 % of the heads (asked for: 50.00 %)",
         "Layer()": "50.00 % of the blocks (asked for: 50.00 %)",
+        "Layer(unit='branch')": "50.00 % of the branches (asked for: 50.00 %)",
         "Weight()": "50.00 % of the pruned weights (asked for: 50.00 %)",
     }
 

@@ -14,6 +14,7 @@ from lightning_prune.core.checks import check_choice, check_count
 REDUCTIONS = ("mean", "sum", "max")
 NORMALIZATIONS = ("mean", "max", "none")
 HEADS = ("dim", "whole", "keep")
+UNITS = ("block", "branch")
 
 
 @dataclass(frozen=True)
@@ -106,31 +107,36 @@ class Head:
 
 @dataclass(frozen=True)
 class Layer:
-    """Whole residual blocks: depth. Those go first that change their input least.
+    """Whole residual blocks, or single branches of them: depth. Those go first that change what they add to least.
 
     Men et al. 2024, ShortGPT (arXiv:2403.03853), eq. 1: the block influence 1 - E[cos(x, f(x))] of block f on its input
-    x, measured on calibration data; so there is no `criterion`. The block is replaced by the identity.
+    x, measured on calibration data; so there is no `criterion`. The block is replaced by the identity. For a branch,
+    which is an attention or an MLP that is added to the residual stream s, it is 1 - E[cos(s, s + f(s))]; Siddiqui et
+    al. 2024 (arXiv:2407.16286) compare the two, and find that branches can go where whole blocks cannot.
 
     Args:
-        min_keep: blocks that are kept at least; a whole number, or a fraction of them below 1.
+        unit: what goes as one piece, a "block" or a "branch".
+        min_keep: how many are kept at least; a whole number, or a fraction of them below 1.
 
     Raises:
-        ValueError: `min_keep` is negative, or a fraction of 1 or more.
+        ValueError: an unknown unit; `min_keep` is negative, or a fraction of 1 or more.
 
     Example:
         >>> Layer(min_keep=2)
-        Layer(min_keep=2)
+        Layer(unit='block', min_keep=2)
     """
 
+    unit: str = "block"
     min_keep: int | float = 1
 
     def __post_init__(self) -> None:
+        check_choice("unit", self.unit, UNITS)
         check_min_keep(self.min_keep)
 
     def prunes(self, role: str) -> bool:
-        """Whether groups of a role are pruned: blocks only."""
-        return role == "block"
+        """Whether groups of a role are pruned: those of the unit."""
+        return role == self.unit
 
     def step(self, size: int) -> int:
-        """Return 1: any number of blocks will do."""
+        """Return 1: any number will do."""
         return 1
