@@ -251,13 +251,9 @@ def _softmax(func: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
 def _vector_norm(
     func: Any, x: Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Any:
-    nothing = (
-        ~_present(x).any(_dims(x, dim)[0], keepdim=keepdim)
-        if dim is not None and len(_dims(x, dim)) == 1
-        else None
-    )
+    nothing = _present(x).sum(_dims(x, dim), keepdim=keepdim) == 0
     norm = func(_filled(x), order, dim, keepdim, **kwargs)
-    return norm if nothing is None else norm.masked_fill(nothing, NAN)
+    return norm.masked_fill(nothing, NAN)
 
 
 def _weight_norm(func: Any, direction: Tensor, length: Tensor, dim: int) -> Any:

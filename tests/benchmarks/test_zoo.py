@@ -37,6 +37,8 @@ class Normed(nn.Module):
         x = self.root(self.layer(self.second(x)))
         x = x * x.mean(-1, keepdim=True) + x / x.std(-1, keepdim=True) - x.var(-1, keepdim=True) * x
         x = x * (x.mean((1, 2)).softmax(-1) + 0.1)[:, None, None]
+        lengths = x.norm(dim=(1, 2), keepdim=True)
+        x = x * lengths / lengths.mean(-1, keepdim=True)
         return self.third(x.movedim(-1, 1))
 
 
