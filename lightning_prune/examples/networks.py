@@ -104,12 +104,15 @@ class LeNet5(nn.Module):
 class ResNet20(nn.Module):
     """The 20-layer ResNet for small images (He et al. 2015, arXiv:1512.03385, section 4.2): 16-32-64 channels.
 
+    With `num_blocks` n it has 6 n + 2 layers: 1 is ResNet-8, 9 is ResNet-56.
+
     Shortcuts are the paper's option A, as its CIFAR results are: every second pixel, and zeros for the new channels.
     They have no parameters, so nothing but 3 x 3 convolutions and the last layer is there to be pruned.
 
     Args:
         in_channels: 3 for colour images.
         num_classes: outputs.
+        num_blocks: residual blocks of each width, at least 1.
 
     Shapes:
         (B, `in_channels`, H, W) -> (B, `num_classes`).
@@ -119,10 +122,11 @@ class ResNet20(nn.Module):
         269722
     """
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 10, num_blocks: int = 3) -> None:
         super().__init__()
+        check_count("num_blocks", num_blocks, minimum=1)
         self.stem = nn.Sequential(*_conv_norm(in_channels, 16, stride=1))
-        widths = [16] * 3 + [32] * 3 + [64] * 3
+        widths = [width for width in (16, 32, 64) for _ in range(num_blocks)]
         self.blocks = nn.Sequential(*(_Residual(a, b) for a, b in pairwise([16, *widths])))
         self.head = nn.Linear(64, num_classes)
 
