@@ -6,7 +6,7 @@ demo: .venv/installed  ## set up, then train and prune the embedded digits (CPU,
 	OMP_NUM_THREADS=1 .venv/bin/python train.py pruning=global_unstructured
 
 test: .venv/installed  ## set up, then run all tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 .venv/installed: pyproject.toml constraints.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
