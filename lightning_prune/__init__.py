@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
     from lightning_prune.callbacks.train_time import TrainTimePruning as TrainTimePruning
     from lightning_prune.core.budgets import Budget as Budget
+    from lightning_prune.core.criteria.activations import ActivationVariance as ActivationVariance
     from lightning_prune.core.criteria.activations import APoZ as APoZ
     from lightning_prune.core.criteria.activations import MeanActivation as MeanActivation
     from lightning_prune.core.criteria.activations import Wanda as Wanda
+    from lightning_prune.core.criteria.curvature import OBD as OBD
+    from lightning_prune.core.criteria.curvature import GraSP as GraSP
+    from lightning_prune.core.criteria.curvature import SecondOrderTaylor as SecondOrderTaylor
+    from lightning_prune.core.criteria.curvature import SynFlow as SynFlow
+    from lightning_prune.core.criteria.gradients import Fisher as Fisher
     from lightning_prune.core.criteria.gradients import Movement as Movement
     from lightning_prune.core.criteria.gradients import Saliency as Saliency
+    from lightning_prune.core.criteria.gradients import Taylor as Taylor
     from lightning_prune.core.criteria.weights import GeometricMedian as GeometricMedian
     from lightning_prune.core.criteria.weights import Magnitude as Magnitude
     from lightning_prune.core.criteria.weights import Random as Random
@@ -54,8 +61,9 @@ _HOMES = {
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),
     "callbacks.train_time": ("TrainTimePruning",),
-    "core.criteria.activations": ("APoZ", "MeanActivation", "Wanda"),
-    "core.criteria.gradients": ("Movement", "Saliency"),
+    "core.criteria.activations": ("APoZ", "ActivationVariance", "MeanActivation", "Wanda"),
+    "core.criteria.curvature": ("OBD", "GraSP", "SecondOrderTaylor", "SynFlow"),
+    "core.criteria.gradients": ("Fisher", "Movement", "Saliency", "Taylor"),
     "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),
     "core.budgets": ("Budget",),
     "core.granularities": ("Block", "Channel", "Head", "Kernel", "Layer", "Slice", "Weight"),

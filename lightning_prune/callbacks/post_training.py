@@ -22,7 +22,7 @@ from lightning_prune.callbacks.evaluation import (
 from lightning_prune.callbacks.structure import follow_record_
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count
-from lightning_prune.core.criteria import required_statistics
+from lightning_prune.core.criteria import check_can_calibrate, required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe
@@ -30,6 +30,7 @@ from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Scope
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.statistics import needs_loss
 
 FILE_NAME = "pruned.ckpt"
 
@@ -84,10 +85,7 @@ class PostTrainingPruning(PruningCallback):
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
         super().__init__(recipe, report=report)
-        if "movement" in required_statistics(criterion):
-            raise ValueError(
-                f"`criterion` reads a trained model, but got {criterion}, a sum over training: use TrainTimePruning."
-            )
+        check_can_calibrate(criterion)
         self.checkpoint = check_choice("checkpoint", checkpoint, ("last", "best"))
         self.num_calibration_batches = check_count(
             "num_calibration_batches", num_calibration_batches, minimum=1
@@ -102,7 +100,7 @@ class PostTrainingPruning(PruningCallback):
         """
         if not isinstance(self.recipe.granularity, Couples):
             Pruner(pl_module, self.recipe)
-        if {"grad"} & set(required_statistics(self.recipe.criterion)):
+        if needs_loss(required_statistics(self.recipe.criterion)):
             loss_of(pl_module)
         monitored = (
             isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
@@ -175,7 +173,7 @@ class PostTrainingPruning(PruningCallback):
             loader = loader() if callable(loader) else loader
             batches = calibration_batches(trainer, loader, self.num_calibration_batches)
         with silenced(module):
-            loss = loss_of(module) if statistics.gradients else None
+            loss = loss_of(module) if statistics.needs_loss else None
             calibrate(statistics, module, batches, forward=step_of(module), loss=loss)
             self._update_(1.0, step=trainer.global_step, progress=1.0)
             if is_coupled:

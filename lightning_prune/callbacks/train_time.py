@@ -13,6 +13,7 @@ from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
+from lightning_prune.core.criteria import check_can_train
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.ramp import Ramp
@@ -83,6 +84,7 @@ class TrainTimePruning(PruningCallback):
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
         super().__init__(recipe, report=report)
+        check_can_train(criterion)
         self.schedule, self.window, self.shrink = schedule, window, checked_shrink(shrink, granularity)
         self.ramp: Ramp | None = None
         self._before: dict[str, Any] | None = None
@@ -166,9 +168,9 @@ class TrainTimePruning(PruningCallback):
         """Count the step, and note gradients (unscaled, not yet clipped) where the criterion needs them."""
         if optimizer in self._optimizers:
             self._count()
-            kinds = self._pruner.statistics.gradients
-            if "movement" in kinds or (kinds and self._ramp.is_due):
-                self._pruner.statistics.note_gradients(parameter_ids([optimizer]))
+            statistics = self._pruner.statistics
+            if statistics.is_running or (statistics.gradients and self._ramp.is_due):
+                statistics.note_gradients(parameter_ids([optimizer]))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Mask before anything reads the weights that this optimizer has just changed."""

@@ -44,7 +44,7 @@ class Call:
     @property
     def batch_size(self) -> int | None:
         """The first dim of the first tensor among the arguments, or None where there is none."""
-        shapes = (tensor.shape for tensor in _tensors((self.args, dict(self.kwargs))))
+        shapes = (tensor.shape for tensor in tensors_of((self.args, dict(self.kwargs))))
         return next((shape[0] for shape in shapes if shape), None)
 
     @property
@@ -88,7 +88,7 @@ def capture_call(model: nn.Module) -> Iterator[CallCatcher]:
         if torch.compiler.is_compiling() or _is_redirected(module) or (size := _size(module)) <= best:
             return
         best = size
-        args, kwargs = _map_tensors(lambda t: t.detach().clone(), (args, kwargs))
+        args, kwargs = map_tensors(lambda t: t.detach().clone(), (args, kwargs))
         catcher.call = Call(module, args, kwargs, _autocast(module))
 
     with ExitStack() as hooks:
@@ -110,7 +110,7 @@ def replaying(model: nn.Module, call: Call) -> Iterator[Call]:
         The call with copies of its tensors, on the module's device (those that were caught on the CPU stay there).
     """
     modules = {id(m): m for root in (model, call.module) for m in root.modules()}.values()
-    args, kwargs = _map_tensors(lambda t: _copy(t, call.device), (call.args, dict(call.kwargs)))
+    args, kwargs = map_tensors(lambda t: _copy(t, call.device), (call.args, dict(call.kwargs)))
     autocast = torch.autocast(*call.autocast) if call.autocast else nullcontext()
     with (
         _eval_mode(modules),
@@ -215,22 +215,23 @@ def _copy(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.clone() if tensor.device.type == "cpu" else tensor.to(device, copy=True)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a value and its tuples, lists and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list, dict)):
         for entry in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(entry)
+            yield from tensors_of(entry)
 
 
-def _map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """Return `value` with each tensor in its tuples, lists and dicts replaced; other objects stay as they are."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_tensors(function, entry) for entry in value))
+        return type(value)(*(map_tensors(function, entry) for entry in value))
     if type(value) in (tuple, list):
-        return type(value)(_map_tensors(function, entry) for entry in value)
+        return type(value)(map_tensors(function, entry) for entry in value)
     if type(value) is dict:
-        return {key: _map_tensors(function, entry) for key, entry in value.items()}
+        return {key: map_tensors(function, entry) for key, entry in value.items()}
     return value

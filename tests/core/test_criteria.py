@@ -7,16 +7,22 @@ import pytest
 import torch
 
 from lightning_prune import (
+    OBD,
+    ActivationVariance,
     APoZ,
+    Fisher,
     GeometricMedian,
+    GraSP,
     Magnitude,
     MeanActivation,
     Movement,
     Random,
     Saliency,
+    SecondOrderTaylor,
+    Taylor,
     Wanda,
 )
-from lightning_prune.core.criteria import required_statistics
+from lightning_prune.core.criteria import check_can_calibrate, check_can_train, required_statistics
 from lightning_prune.model.statistics import KNOWN
 from tests.members import members
 
@@ -34,6 +40,11 @@ def statistics(criterion, shape, dtype=torch.float32):
         "movement": torch.randn(shape, generator=draw).to(dtype),
         "input_norm": torch.rand(1, shape[1], *rest, generator=draw),
         "output_mean": torch.rand(shape[0], 1, *rest, generator=draw),
+        "grad_square": torch.rand(shape, generator=draw),
+        "hessian_diagonal": torch.randn(shape, generator=draw).to(dtype),
+        "hessian_gradient": torch.randn(shape, generator=draw).to(dtype),
+        "flow_gradient": torch.rand(shape, generator=draw, dtype=torch.float64),
+        "output_variance": torch.rand(shape[0], 1, *rest, generator=draw),
         "output_positive": torch.rand(shape[0], 1, *rest, generator=draw),
         "name": "net.0.weight",
     }
@@ -99,6 +110,57 @@ def test_saliency_is_the_first_order_change_of_the_loss():
     np.testing.assert_allclose(Saliency()(weight=w, grad=slope)[0], change, rtol=1e-6)
 
 
+def quadratic():
+    """L(w) = g.(w - w0) + (w - w0) H (w - w0) / 2 around w0, with a diagonal H: all expansions are exact."""
+    w, g, h = np.array([1.0, -2.0, 0.5]), np.array([0.3, 0.7, -4.0]), np.array([2.0, 0.5, -1.0])
+
+    def without(i):
+        step = np.where(np.arange(3) == i, -w, 0.0)
+        return g @ step + step @ np.diag(h) @ step / 2
+
+    return w, g, h, np.array([without(i) for i in range(3)])
+
+
+def test_second_order_criteria_are_the_change_of_a_quadratic_loss():
+    w, g, h, change = quadratic()
+    numbers = {"weight": torch.tensor(w), "hessian_diagonal": torch.tensor(h)}
+    np.testing.assert_allclose(SecondOrderTaylor()(**numbers, grad=torch.tensor(g)), change**2)
+    at_a_minimum = change + w * g  # without the gradient's part
+    np.testing.assert_allclose(OBD()(**numbers), at_a_minimum)
+    np.testing.assert_allclose(
+        Fisher()(weight=torch.tensor(w), grad_square=torch.tensor(g**2)), (w * g) ** 2 / 2
+    )
+
+
+def test_taylor_of_a_group_is_the_sum_of_squares():
+    w, g = np.array([[1.0, -2.0], [3.0, 3.0]]), np.array([[4.0, 1.0], [1.0, 1.0]])
+    scores = Taylor()(weight=torch.tensor(w), grad=torch.tensor(g)).sum(1)
+    np.testing.assert_allclose(scores, [4**2 + 2**2, 3**2 + 3**2])
+    assert scores[0] > scores[1]  # by the sum of absolute values both are alike
+
+
+def test_grasp_keeps_what_the_squared_gradient_would_lose_most():
+    """For L = w H w / 2, |dL/dw|^2 = |H w|^2, and the score is its decrease to first order, by finite differences."""
+    draw = np.random.default_rng(0)
+    matrix = draw.normal(size=(4, 4))
+    hessian, w, step = matrix + matrix.T, draw.normal(size=4), 1e-6
+    flow = lambda v: float(np.sum((hessian @ v) ** 2)) / 2  # noqa: E731
+    slopes = [(flow(w + step * e) - flow(w - step * e)) / (2 * step) for e in np.eye(4)]
+    scores = GraSP()(weight=torch.tensor(w), hessian_gradient=torch.tensor(hessian @ hessian @ w))
+    np.testing.assert_allclose(scores, w * np.array(slopes), rtol=1e-4)
+
+
+def test_statistics_that_training_or_batches_do_not_show_are_refused():
+    with pytest.raises(
+        ValueError, match=r"got OBD\(\), which takes passes of its own .*: use InitialPruning"
+    ):
+        check_can_train(OBD())
+    with pytest.raises(ValueError, match=r"got Movement\(\), a sum over training: use TrainTimePruning"):
+        check_can_calibrate(Movement())
+    for criterion in (Taylor(), Fisher(), Wanda(), Magnitude()):
+        check_can_train(criterion), check_can_calibrate(criterion)
+
+
 def test_movement_and_activation_criteria_against_their_formulas():
     w = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
     assert torch.equal(Movement()(movement=-w), -w)
@@ -108,6 +170,7 @@ def test_movement_and_activation_criteria_against_their_formulas():
     for scores in (
         MeanActivation()(weight=w, output_mean=per_output),
         APoZ()(weight=w, output_positive=per_output),
+        ActivationVariance()(weight=w, output_variance=per_output),
     ):
         assert scores.tolist() == pytest.approx(np.array([[0.2, 0.2], [0.9, 0.9]]))
 

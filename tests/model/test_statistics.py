@@ -8,7 +8,7 @@ from torch import nn
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import select_targets
 
-ACTIVATIONS = ["input_norm", "output_mean", "output_positive"]
+ACTIVATIONS = ["input_norm", "output_mean", "output_positive", "output_variance"]
 
 
 def collect(model, names, *inputs, include=None, times=1):
@@ -28,6 +28,15 @@ def test_linear_against_numpy():
     np.testing.assert_allclose(found["input_norm"], np.linalg.norm(flat, axis=0)[None], rtol=1e-5)
     np.testing.assert_allclose(found["output_mean"], np.abs(out).mean(0)[:, None], rtol=1e-5)
     np.testing.assert_allclose(found["output_positive"], (out > 0).mean(0)[:, None], rtol=1e-6)
+    np.testing.assert_allclose(found["output_variance"], out.var(0)[:, None], rtol=1e-5)
+
+
+def test_a_variance_far_from_zero_is_exact():
+    layer = nn.Linear(1, 1)
+    nn.init.ones_(layer.weight), nn.init.constant_(layer.bias, 1e4)
+    x = torch.tensor([[-1.0], [1.0]]).repeat(500, 1)
+    stats, _ = collect(layer, ["output_variance"], x, times=2)
+    assert float(stats["weight"]["output_variance"]) == pytest.approx(1.0, rel=1e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -139,6 +148,30 @@ def test_movement_is_the_sum_over_steps_and_survives_clear_and_reload():
     assert other.is_complete and torch.equal(
         other.read()["weight"]["movement"], statistics.read()["weight"]["movement"]
     )
+
+
+def test_squared_gradients_are_a_mean_over_the_steps_since_the_last_update():
+    layer = nn.Linear(3, 2)
+    statistics = Statistics(layer, select_targets(layer), ["grad_square"])
+    seen = []
+    for step in range(5):
+        layer.weight.grad = torch.randn(2, 3)
+        statistics.note_gradients()
+        if step == 2:
+            statistics.confirm(), statistics.clear()  # an update
+            continue
+        if step != 1:  # a step that mixed precision skips
+            statistics.confirm()
+            seen.append(layer.weight.grad.numpy() ** 2)
+    found = statistics.read()["weight"]["grad_square"]
+    np.testing.assert_allclose(found, np.mean(seen[1:], axis=0), rtol=1e-6)
+    other = Statistics(layer, select_targets(layer), ["grad_square"])
+    other.load_state_dict(statistics.state_dict())
+    layer.weight.grad = torch.randn(2, 3)
+    for one in (statistics, other):
+        one.note_gradients()
+        one.confirm()
+    assert torch.equal(*(one.read()["weight"]["grad_square"] for one in (statistics, other)))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """How good is each weight: the statistics of one parameter -> one score per weight; higher is kept.
 
 The keyword-only arguments of a criterion declare the statistics that it needs, and nothing else is collected;
-files are grouped by what that costs: `weights` (nothing), `gradients` (a backward pass), `activations` (hooks on
-forward passes). Scores have the shape of the weight; granularities sum them up where groups are pruned.
+files are grouped by what that costs: `weights` (nothing), `gradients` (a backward pass), `curvature` (several),
+`activations` (hooks on forward passes). Scores have the shape of the weight; granularities sum them up where groups
+are pruned.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+ONLY_IN_TRAINING = ("movement",)
+ONLY_FROM_BATCHES = ("hessian_diagonal", "hessian_gradient", "flow_gradient")
+"""Statistics that training does not come by: they take passes of their own over calibration batches."""
 
 
 def required_statistics(criterion: Callable[..., Any]) -> tuple[str, ...]:
@@ -30,3 +35,28 @@ def required_statistics(criterion: Callable[..., Any]) -> tuple[str, ...]:
             f"{criterion!r} with {inspect.signature(criterion)}."
         )
     return tuple(p.name for p in parameters)
+
+
+def check_can_train(criterion: Callable[..., Any]) -> None:
+    """Refuse a criterion whose statistics a run that trains does not come by.
+
+    Raises:
+        ValueError: it takes passes of its own over calibration batches.
+    """
+    if set(required_statistics(criterion)) & set(ONLY_FROM_BATCHES):
+        raise ValueError(
+            f"`criterion` reads what training shows, but got {criterion}, which takes passes of its own over "
+            "calibration batches: use InitialPruning or PostTrainingPruning."
+        )
+
+
+def check_can_calibrate(criterion: Callable[..., Any]) -> None:
+    """Refuse a criterion whose statistics calibration batches do not show.
+
+    Raises:
+        ValueError: it sums over training.
+    """
+    if set(required_statistics(criterion)) & set(ONLY_IN_TRAINING):
+        raise ValueError(
+            f"`criterion` reads calibration batches, but got {criterion}, a sum over training: use TrainTimePruning."
+        )

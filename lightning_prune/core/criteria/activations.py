@@ -20,6 +20,10 @@ class Wanda:
     Sun et al. 2023 (arXiv:2306.11695), eq. 1; the paper compares within each row, `scope=PerRow()`. ||x_j|| is
     taken over all tokens (or pixels) of all batches that were seen.
 
+    Cost: one forward pass for each calibration batch, or none in training; one number per input.
+
+    When: language models in one shot, with few and large outlier features, and no time for `SparseGPT`.
+
     Example:
         >>> import torch
         >>> Wanda()(weight=torch.tensor([[1.0, -2.0]]), input_norm=torch.tensor([[4.0, 1.0]]))
@@ -37,6 +41,10 @@ class MeanActivation:
     The absolute value keeps outputs of both signs from cancelling (the paper's come out of a ReLU). Each weight of
     an output gets its score: use it with `granularity=Slice(dim=0)`.
 
+    Cost: one forward pass for each calibration batch, or none in training; one number per output.
+
+    When: neurons and channels, where no loss is at hand.
+
     Example:
         >>> import torch
         >>> MeanActivation()(weight=torch.ones(2, 2), output_mean=torch.tensor([[3.0], [1.0]]))
@@ -49,11 +57,37 @@ class MeanActivation:
 
 
 @dataclass(frozen=True)
+class ActivationVariance:
+    """Outputs that hardly vary can go: s_i = Var a_i over all examples and positions of the layer's output i.
+
+    Polyak & Wolf 2015, Channel-level acceleration of deep face representations, whose inbound pruning ranks by such a
+    variance: what an output has in common with all examples, a bias can make up for, however large it is. Use it with
+    `granularity=Slice(dim=0)`.
+
+    Cost: one forward pass for each calibration batch, or none in training; two float64 per output.
+
+    When: neurons and channels with outputs far from zero, which `MeanActivation` would keep.
+
+    Example:
+        >>> import torch
+        >>> ActivationVariance()(weight=torch.ones(2, 1), output_variance=torch.tensor([[4.0], [0.0]])).flatten()
+        tensor([4., 0.])
+    """
+
+    def __call__(self, *, weight: Tensor, output_variance: Tensor) -> Tensor:
+        return output_variance.expand(weight.shape)
+
+
+@dataclass(frozen=True)
 class APoZ:
     """Neurons that are mostly off go: s_i = 1 - APoZ_i, the fraction of outputs that a ReLU would let through.
 
     Hu et al. 2016, average percentage of zeros (arXiv:1607.03250), eq. 1. It is counted on the layer's own output
     as the share above zero, which is what a ReLU right behind it passes on. Use it with `granularity=Slice(dim=0)`.
+
+    Cost: one forward pass for each calibration batch, or none in training; one number per output.
+
+    When: neurons and channels in front of a ReLU.
 
     Example:
         >>> import torch

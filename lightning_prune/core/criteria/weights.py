@@ -19,6 +19,10 @@ class Magnitude:
     For single weights every p ranks alike. Summed over a group it is the L1 norm at p = 1 (Li et al. 2016,
     arXiv:1608.08710) and the square of the L2 norm at p = 2.
 
+    Cost: nothing beyond reading the weights.
+
+    When: first; and while a model trains, where little else does better.
+
     Args:
         p: above 0.
 
@@ -45,6 +49,10 @@ class Random:
     """The baseline that every other criterion has to beat: s ~ U[0, 1), a function of seed and name alone.
 
     The same weight has the same score in each update, in each process and after a resume.
+
+    Cost: one random number per weight.
+
+    When: as a control, or where a sparse layout is all that counts.
 
     Args:
         seed: at least 0.
@@ -78,6 +86,10 @@ class GeometricMedian:
 
     He et al. 2019, FPGM (arXiv:1811.00250), eq. 4. F_i is the i-th slice of dim 0 (a filter, a neuron), and each
     of its weights gets the score of the whole: use it with a granularity that removes whole slices of dim 0.
+
+    Cost: the distances of all pairs of a layer's filters.
+
+    When: filters and neurons with like norms, where many are nearly the same.
 
     Example:
         >>> import torch
