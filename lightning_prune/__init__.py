@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_prune.core.budgets import Budget as Budget
     from lightning_prune.core.criteria.activations import ActivationVariance as ActivationVariance
     from lightning_prune.core.criteria.activations import APoZ as APoZ
+    from lightning_prune.core.criteria.activations import BatchNormScale as BatchNormScale
     from lightning_prune.core.criteria.activations import MeanActivation as MeanActivation
     from lightning_prune.core.criteria.activations import Wanda as Wanda
     from lightning_prune.core.criteria.curvature import OBD as OBD
@@ -61,7 +62,7 @@ _HOMES = {
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),
     "callbacks.train_time": ("TrainTimePruning",),
-    "core.criteria.activations": ("APoZ", "ActivationVariance", "MeanActivation", "Wanda"),
+    "core.criteria.activations": ("APoZ", "ActivationVariance", "BatchNormScale", "MeanActivation", "Wanda"),
     "core.criteria.curvature": ("OBD", "GraSP", "SecondOrderTaylor", "SynFlow"),
     "core.criteria.gradients": ("Fisher", "Movement", "Saliency", "Taylor"),
     "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),

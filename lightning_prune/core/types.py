@@ -20,7 +20,10 @@ Scores: TypeAlias = "Mapping[Name, Tensor]"
 """Scores of every parameter. It may be lazy: each access computes them anew, so read each name as seldom as you can."""
 Masks: TypeAlias = "dict[Name, Tensor]"
 Criterion: TypeAlias = "Callable[..., Tensor]"
-"""How good is each weight: (*, weight, ...) -> scores of its shape. Its keyword-only arguments declare its needs."""
+"""How good is each weight: (*, weight, ...) -> scores of its shape. Its keyword-only arguments declare its needs.
+
+One that scores whole outputs of a layer says so by an attribute `per_output = True`: of coupled channels only the
+layers that write them are read, since to those that read them it gives every channel the same."""
 
 
 class LazyScores(Mapping[Name, "Tensor"]):

@@ -38,6 +38,7 @@ class Contest:
         call: the example call, whose latency a budget may limit.
         scored: parameters that have scores.
         protected: parameters whose outputs stay, and the dims of these.
+        dims: along which scores count, by parameter; all by default.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class Contest:
         call: Call,
         scored: Collection[Name],
         protected: Mapping[Name, Collection[int]],
+        dims: Mapping[Name, Collection[int]] | None = None,
     ) -> None:
         assert isinstance(recipe.granularity, (Channel, Head))
         self.recipe, self.granularity, self.call, self.protected = recipe, recipe.granularity, call, protected
-        self.couplings, self.scored = couplings, scored
-        self.groups = candidates(couplings, self.granularity, scored, protected)
+        self.couplings, self.scored, self.dims = couplings, scored, dims
+        self.groups = candidates(couplings, self.granularity, scored, protected, dims)
         self.sizes = {name: group.size for name, group in self.groups.items()}
         self.kinds = {name: group.kind for name, group in self.groups.items()}
         self.spent = 1.0
@@ -66,7 +68,7 @@ class Contest:
             scored: its parameters that have scores.
         """
         self.couplings, self.spent, self.scored = couplings, spent, scored
-        found = candidates(couplings, self.granularity, scored, self.protected)
+        found = candidates(couplings, self.granularity, scored, self.protected, self.dims)
         self.groups = {name: found[name] for name in self.sizes if name in found}
 
     def drop(self, names: Iterable[str]) -> None:
@@ -94,7 +96,7 @@ class Contest:
 
     def scores(self, weights: Scores) -> GroupScores:
         """Return scores (size before anything was cut,) of each group, from those of weights."""
-        found = score_groups(self.groups, weights, self.granularity, self.sizes)
+        found = score_groups(self.groups, weights, self.granularity, self.sizes, self.dims)
         for name in self.sizes.keys() - found.keys():
             found[name] = torch.full((self.sizes[name],), -math.inf, dtype=torch.float64)
             found[name][0] = 1.0

@@ -47,9 +47,16 @@ class GroupPruner(Masked):
         self.model, self.recipe, self.call = model, recipe, call
         scored = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
         self.scored = {name: tuple(parameter.shape) for name, parameter in scored.items()}
-        self.statistics = Statistics(model, scored, required_statistics(recipe.criterion))
         self.couplings = trace(call.module, call.args, call.kwargs, root=model)
-        self.contest = Contest(recipe, self.couplings, call, self.scored, _protected(model, recipe, scored))
+        dims = output_dims(model) if getattr(recipe.criterion, "per_output", False) else None
+        self.contest = Contest(
+            recipe, self.couplings, call, self.scored, _protected(model, recipe, scored), dims
+        )
+        if dims is not None:  # what writes no channel that is pruned needs no score
+            self.scored = {name: shape for name, shape in self.scored.items() if name in self._outputs()}
+        self.statistics = Statistics(
+            model, {name: scored[name] for name in self.scored}, required_statistics(recipe.criterion)
+        )
         self.outputs = self._outputs()
         self.frozen: dict[str, str] = {}
         self.masks: Masks = {}

@@ -23,6 +23,7 @@ def candidates(
     granularity: Coupled,
     scored: Collection[Name],
     protected: Mapping[Name, Collection[int]],
+    dims: Mapping[Name, Collection[int]] | None = None,
 ) -> dict[str, Group]:
     """Return the groups that a granularity prunes: those with a scored weight, of which no protected one is written.
 
@@ -31,12 +32,13 @@ def candidates(
         granularity: says which roles count.
         scored: parameters that have scores.
         protected: parameters whose outputs stay, and the dims of these; what they read can go.
+        dims: along which scores count, by parameter; all by default.
     """
     return {
         name: group
         for name, group in couplings.groups.items()
         if granularity.prunes(group.role)
-        and any(member.tensor in scored for member in group.members)
+        and any(member.tensor in scored and _counts(member, dims) for member in group.members)
         and not any(member.dim in protected.get(member.tensor, ()) for member in group.members)
     }
 
@@ -46,6 +48,7 @@ def score_groups(
     scores: Scores,
     granularity: Coupled,
     sizes: Mapping[str, int] | None = None,
+    dims: Mapping[Name, Collection[int]] | None = None,
 ) -> GroupScores:
     """Reduce the scores of all coupled weights to one per index of each group.
 
@@ -54,6 +57,8 @@ def score_groups(
         scores: of weights; each tensor is read once.
         granularity: says how they are reduced and normalised.
         sizes: of groups, before some of their indices were cut; by default those of now.
+        dims: along which scores count, by parameter, where all weights of an index have the same one, which counts
+            once; all by default.
 
     Returns:
         For each group a tensor (size,), higher is kept, with the groups' kinds. Indices that were cut come last, with
@@ -64,11 +69,12 @@ def score_groups(
     count = {name: torch.zeros(group.size, dtype=torch.float64) for name, group in groups.items()}
     members: dict[Name, list[tuple[str, Member]]] = {}
     for name, group in groups.items():
-        for member in group.members:
+        for member in (m for m in group.members if _counts(m, dims)):
             members.setdefault(member.tensor, []).append((name, member))
     for tensor, found in scores.items():
         for name, member in members.get(tensor, ()):
-            _add_(total, count, name, member, found, granularity.reduction)
+            along = found if dims is None else _one_of_each(found, member.dim)
+            _add_(total, count, name, member, along, granularity.reduction)
     if granularity.reduction == "mean":
         total = {name: t / count[name].clamp_min(1) for name, t in total.items()}
     kinds = {name: group.kind for name, group in groups.items()}
@@ -78,6 +84,15 @@ def score_groups(
         {n: nn.functional.pad(t, (0, sizes[n] - len(t)), value=-math.inf) for n, t in found_scores.items()},
         kinds,
     )
+
+
+def _counts(member: Member, dims: Mapping[Name, Collection[int]] | None) -> bool:
+    return dims is None or member.dim in dims.get(member.tensor, ())
+
+
+def _one_of_each(scores: Tensor, dim: int) -> Tensor:
+    """Return one score for each index along a dim: that of its weights, which have the same one."""
+    return scores.movedim(dim, 0).flatten(1).double().mean(1, keepdim=True).movedim(0, dim)
 
 
 def _add_(

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from lightning_prune.core.checks import did_you_mean
 from lightning_prune.core.types import Name, Stats
-from lightning_prune.model import activations, gradients
+from lightning_prune.model import activations, gradients, norm_scales
 from lightning_prune.model.activations import Activations
 from lightning_prune.model.gradients import Gradients
+from lightning_prune.model.norm_scales import NormScales
 
-KNOWN = ("weight", "name", *gradients.KINDS, *activations.READINGS)
+KNOWN = ("weight", "name", *gradients.KINDS, *activations.READINGS, norm_scales.KIND)
 
 
 class Statistics:
@@ -43,11 +44,16 @@ class Statistics:
                 )
         self.targets, self.names = dict(targets), tuple(names)
         self.from_gradients = Gradients(self.targets, self.gradients)
-        self._from_activations = Activations(model, self.targets, self.activations)
+        self._from_activations = Activations(model, self.targets, self._readings)
+        self._from_norms = NormScales(model, self.targets if norm_scales.KIND in names else {})
 
     @property
     def activations(self) -> tuple[str, ...]:
         """The statistics that need hooks on forward passes."""
+        return tuple(name for name in self.names if name in (*activations.READINGS, norm_scales.KIND))
+
+    @property
+    def _readings(self) -> tuple[str, ...]:
         return tuple(name for name in self.names if name in activations.READINGS)
 
     @property
@@ -68,12 +74,12 @@ class Statistics:
     def cut_(self, model: nn.Module, slices: Mapping[Name, Mapping[int, Sequence[int]]]) -> None:
         """Follow a model that has become smaller: gradients and movement are cut alike, activations start anew."""
         self.from_gradients.cut_(slices)
-        self._from_activations = Activations(model, self.targets, self.activations)
+        self._from_activations = Activations(model, self.targets, self._readings)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Sum up activations over the forward passes inside; without need, no hook is set."""
-        with self._from_activations.watch():
+        with self._from_activations.watch(), self._from_norms.watch():
             yield
 
     def note_gradients(self, among: Container[int] | None = None) -> None:
@@ -114,6 +120,8 @@ class Statistics:
             return parameter.detach() if kind == "weight" else name
         if kind in gradients.KINDS:
             return self.from_gradients.read(kind, name)
+        if kind == norm_scales.KIND:
+            return self._from_norms.read(name)
         return self._from_activations.read(kind, name).to(parameter.device, torch.float32)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from lightning_prune import (
     OBD,
     ActivationVariance,
     APoZ,
+    BatchNormScale,
     Fisher,
     GeometricMedian,
     GraSP,
@@ -44,6 +45,7 @@ def statistics(criterion, shape, dtype=torch.float32):
         "hessian_diagonal": torch.randn(shape, generator=draw).to(dtype),
         "hessian_gradient": torch.randn(shape, generator=draw).to(dtype),
         "flow_gradient": torch.rand(shape, generator=draw, dtype=torch.float64),
+        "norm_scale": torch.rand(shape[0], 1, *rest, generator=draw),
         "output_variance": torch.rand(shape[0], 1, *rest, generator=draw),
         "output_positive": torch.rand(shape[0], 1, *rest, generator=draw),
         "name": "net.0.weight",
@@ -171,6 +173,7 @@ def test_movement_and_activation_criteria_against_their_formulas():
         MeanActivation()(weight=w, output_mean=per_output),
         APoZ()(weight=w, output_positive=per_output),
         ActivationVariance()(weight=w, output_variance=per_output),
+        BatchNormScale()(weight=w, norm_scale=per_output),
     ):
         assert scores.tolist() == pytest.approx(np.array([[0.2, 0.2], [0.9, 0.9]]))
 

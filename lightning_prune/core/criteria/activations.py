@@ -7,7 +7,7 @@ a convolution, `output_mean` and `output_positive` are (out, 1, 1, 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,8 @@ class MeanActivation:
                 [1., 1.]])
     """
 
+    per_output: ClassVar[bool] = True
+
     def __call__(self, *, weight: Tensor, output_mean: Tensor) -> Tensor:
         return output_mean.expand(weight.shape)
 
@@ -74,6 +76,8 @@ class ActivationVariance:
         tensor([4., 0.])
     """
 
+    per_output: ClassVar[bool] = True
+
     def __call__(self, *, weight: Tensor, output_variance: Tensor) -> Tensor:
         return output_variance.expand(weight.shape)
 
@@ -95,5 +99,32 @@ class APoZ:
         tensor([0.2500, 0.5000])
     """
 
+    per_output: ClassVar[bool] = True
+
     def __call__(self, *, weight: Tensor, output_positive: Tensor) -> Tensor:
         return output_positive.expand(weight.shape)
+
+
+@dataclass(frozen=True)
+class BatchNormScale:
+    """Channels that their batch norm scales down can go: s_i = |gamma_i| of the norm right behind the layer.
+
+    Liu et al. 2017, network slimming (arXiv:1708.06519), section 3; the paper trains with an L1 penalty on gamma first
+    and compares over the whole network. For coupled channels, `granularity=Channel(normalize="none")`, the norms of all
+    layers that write them count; single layers take `granularity=Slice(dim=0)`. Each layer that is pruned has to have a
+    batch norm: exclude others.
+
+    Cost: one forward pass, which shows what norm reads what; the weights of the norms are read.
+
+    When: channels of convolutional networks with batch norms, above all where gamma was trained to be sparse.
+
+    Example:
+        >>> import torch
+        >>> BatchNormScale()(weight=torch.ones(2, 1), norm_scale=torch.tensor([[0.5], [0.0]])).flatten()
+        tensor([0.5000, 0.0000])
+    """
+
+    per_output: ClassVar[bool] = True
+
+    def __call__(self, *, weight: Tensor, norm_scale: Tensor) -> Tensor:
+        return norm_scale.expand(weight.shape)

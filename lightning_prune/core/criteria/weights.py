@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune.core.checks import check_count, check_positive
 
@@ -96,6 +96,8 @@ class GeometricMedian:
         >>> GeometricMedian()(weight=torch.tensor([[0.0], [1.0], [5.0]])).flatten()
         tensor([6., 5., 9.])
     """
+
+    per_output: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor) -> Tensor:
         import torch
