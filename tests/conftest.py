@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LIGHTNING_PRUNE_DATA", ROOT.parent / "shared" / "data"))
@@ -15,6 +16,8 @@ DATA = Path(os.environ.get("LIGHTNING_PRUNE_DATA", ROOT.parent / "shared" / "dat
 if str(ROOT) not in sys.path:  # a checkout that is not installed
     sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+settings.register_profile("project", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

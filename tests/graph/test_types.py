@@ -122,7 +122,7 @@ def joint_mask(tracked: Tracked, masks: dict[Type, Tensor]) -> Tensor:
     return kept
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(program=programs(), seed=st.integers(0, 99))
 def test_an_entry_is_kept_wherever_it_is_moved_to_and_nowhere_else(
     program: tuple[list[Tracked], list[Tracked]], seed: int
@@ -140,7 +140,7 @@ def test_an_entry_is_kept_wherever_it_is_moved_to_and_nowhere_else(
             assert size_of(node, counts) == int(mask_of(node, masks).sum())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(program=programs(), seed=st.integers(0, 99))
 def test_projection_sums_each_entry_into_the_index_that_removes_it(
     program: tuple[list[Tracked], list[Tracked]], seed: int

@@ -31,7 +31,7 @@ def price(scores, work):
     return lambda counts: cost(counts) / whole
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(4, 40), min_size=2, max_size=5),
     work=st.lists(st.sampled_from([1.0, 3.0, 10.0]), min_size=6, max_size=6),

@@ -198,7 +198,7 @@ def test_tables_of_markdown_are_whole():
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(REPORTS)
 def test_any_report_can_be_shown(report):
     assert shown(report).strip()

@@ -76,7 +76,7 @@ REPORT = Report(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(REPORTS)
 def test_reading_what_was_written_gives_the_same_report(report):
     assert from_json(to_json(report)) == report
