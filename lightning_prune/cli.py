@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.config import AXES, PRUNING
 from lightning_prune.core.checks import check_choice, check_count, did_you_mean
-from lightning_prune.core.recipe import Recipe, checked_shrink
+from lightning_prune.core.criteria import check_can_calibrate, check_can_train
+from lightning_prune.core.recipe import Recipe, checked_rounds, checked_shrink
 from lightning_prune.examples.settings import Loading, Optimization
 
 if TYPE_CHECKING:
@@ -259,10 +260,17 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
     nouns = {axis: instantiate(pruning[axis]) for axis in AXES if axis in pruning}
     plain = {name: _plain(pruning[name]) for name in ("sparsity", "include", "exclude")}
     if pruning["_target_"] == PRUNING["train_time"][0]:
+        check_can_train(nouns["criterion"])
         checked_shrink(pruning["shrink"], nouns["granularity"])
+    else:
+        check_can_calibrate(nouns["criterion"])
     Recipe(**plain, **{name: nouns[name] for name in ("criterion", "granularity", "scope", "budget")})
-    if "num_calibration_batches" in pruning:
+    if pruning["_target_"] == PRUNING["initial"][0]:
+        checked_shrink(pruning["shrink"], nouns["granularity"], choices=("end", "never"))
+        checked_rounds(pruning["num_rounds"], pruning["revive"], nouns["budget"])
+    if "checkpoint" in pruning:
         check_choice("checkpoint", pruning["checkpoint"], ("last", "best"))
+    if "num_calibration_batches" in pruning:
         check_count("num_calibration_batches", pruning["num_calibration_batches"], minimum=1)
 
 

@@ -85,6 +85,16 @@ PRUNING: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
         "lightning_prune.TrainTimePruning",
         {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True), "shrink": (Any, None)},
     ),
+    "initial": (
+        "lightning_prune.InitialPruning",
+        {
+            "num_calibration_batches": (int, 4),
+            "num_rounds": (int, 1),
+            "revive": (bool, False),
+            "report": (bool, True),
+            "shrink": (Any, None),
+        },
+    ),
     "post_training": (
         "lightning_prune.PostTrainingPruning",
         {

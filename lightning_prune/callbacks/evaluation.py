@@ -49,10 +49,18 @@ def calibration_batches(trainer: L.Trainer, loader: Iterable[Any] | None, num_ba
         raise ValueError(
             "`datamodule` gives training batches to calibrate on, but there is no train_dataloader."
         )
-    return [
-        trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        for batch in islice(iter(loader), num_batches)
-    ]
+    return on_device(trainer, islice(iter(loader), num_batches))
+
+
+def on_device(trainer: L.Trainer, batches: Iterable[Any]) -> list[Any]:
+    """Return batches as the module's steps are given them: in the trainer's precision, on its device."""
+
+    def moved(batch: Any) -> Any:
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = trainer.lightning_module._on_before_batch_transfer(batch)
+        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    return [moved(batch) for batch in batches]
 
 
 def step_of(module: L.LightningModule) -> Any:

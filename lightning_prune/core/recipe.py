@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_prune.core.budgets import Budget
-from lightning_prune.core.checks import check_choice, check_sparsity
+from lightning_prune.core.checks import check_choice, check_count, check_sparsity
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Layer, Weight
@@ -121,7 +121,26 @@ def _checked(argument: str, patterns: Any) -> tuple[Any, ...]:
     return found
 
 
-def checked_shrink(shrink: str | None, granularity: Granularity | Couples) -> str | None:
+def checked_rounds(num_rounds: int, revive: bool, budget: Budget | None) -> int:
+    """Return in how many rounds a recipe prunes before training.
+
+    Raises:
+        ValueError: no whole number of at least 1, a single round after which nothing could come back, or several
+            towards a budget, whose sparsity is known only after the first.
+    """
+    check_count("num_rounds", num_rounds, minimum=1)
+    if revive and num_rounds == 1:
+        raise ValueError(
+            "`revive` lets weights come back in later rounds, but got num_rounds=1: there are none."
+        )
+    if budget is not None and num_rounds > 1:
+        raise ValueError(f"`num_rounds` is 1 with a budget, but got {num_rounds} with {budget}.")
+    return num_rounds
+
+
+def checked_shrink(
+    shrink: str | None, granularity: Granularity | Couples, choices: Sequence[str] = SHRINK
+) -> str | None:
     """Return when a model shrinks in training: None where the granularity cannot make it smaller.
 
     Raises:
@@ -139,4 +158,4 @@ def checked_shrink(shrink: str | None, granularity: Granularity | Couples) -> st
             "`granularity` Layer takes out whole blocks at once, which cannot ramp up in training: use "
             f"PostTrainingPruning, but not {granularity} here."
         )
-    return check_choice("shrink", "end" if shrink is None else shrink, SHRINK)
+    return check_choice("shrink", "end" if shrink is None else shrink, choices)

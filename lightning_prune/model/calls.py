@@ -115,7 +115,7 @@ def replaying(model: nn.Module, call: Call) -> Iterator[Call]:
     with (
         _eval_mode(modules),
         _buffers_kept(modules),
-        _random_states_kept(call.device),
+        random_states_kept(call.device),
         _eager(),
         _quiet(),
         torch.no_grad(),
@@ -132,7 +132,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with (
         untouched(model),
         _buffers_kept(modules),
-        _random_states_kept(device),
+        random_states_kept(device),
         _eval_mode(modules),
         _eager(),
     ):
@@ -168,7 +168,8 @@ def _buffers_kept(modules: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Put back the random states of Python, numpy and torch, those of a device too."""
     numpy = sys.modules.get("numpy")
     states = random.getstate(), numpy.random.get_state() if numpy else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

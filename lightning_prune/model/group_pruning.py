@@ -134,6 +134,10 @@ class GroupPruner(Masked):
         self.masks = self._masks()
         self.apply_()
 
+    def forget(self) -> None:
+        """Let all indices compete anew at the next update, those that are masked by now among them."""
+        self.choice, self.masks = {}, {}
+
     def choose_(self, fraction: float) -> None:
         """Choose anew as `update_` does, but change no weight yet."""
         weights = group_scores(

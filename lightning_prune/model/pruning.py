@@ -104,6 +104,10 @@ class Pruner(Masked):
         self.statistics.clear()
         self.apply_()
 
+    def forget(self) -> None:
+        """Let all weights compete anew at the next update, those that are pruned by now among them."""
+        self.masks = {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return masks (packed), progress and sums, all of it safe under `torch.load(weights_only=True)`."""
         packed = {name: pack(mask) for name, mask in self.masks.items()}

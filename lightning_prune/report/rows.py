@@ -14,6 +14,7 @@ MAX_METRICS = 4  # side by side; report.json holds them all
 DID = {
     "train_time": "pruned while training",
     "post_training": "pruned after training",
+    "initial": "pruned before training",
     "none": "nothing was pruned",
 }
 LABELS = {

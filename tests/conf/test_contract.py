@@ -71,7 +71,8 @@ def test_a_callback_has_the_arguments_and_defaults_of_its_schema(name):
 
 @pytest.mark.parametrize("axis", config.AXES)
 def test_the_plain_recipes_have_the_nouns_that_the_callbacks_have_by_default(axis):
-    for recipe, name in (("gradual", "TrainTimePruning"), ("one_shot", "PostTrainingPruning")):
+    plain = {"gradual": "TrainTimePruning", "one_shot": "PostTrainingPruning", "snip": "InitialPruning"}
+    for recipe, name in plain.items():
         signature = inspect.signature(getattr(lightning_prune, name)).parameters
         if axis in signature:
             assert instantiate(composed(f"pruning={recipe}").pruning[axis]) == signature[axis].default
@@ -87,6 +88,7 @@ def test_every_recipe_composes_passes_its_checks_and_adds_one_callback(recipe):
         assert type(instantiate(cfg.callbacks.pruning)).__name__ in {
             "TrainTimePruning",
             "PostTrainingPruning",
+            "InitialPruning",
         }
 
 

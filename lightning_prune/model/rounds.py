@@ -1,0 +1,61 @@
+"""Pruning in rounds: a little, then the statistics of what is left, and so on until the target is reached."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from lightning_prune.core.schedules import Exponential
+from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.pruning import Pruner
+
+
+def round_fractions(sparsity: float, num_rounds: int) -> list[float]:
+    """Return the fraction of `sparsity` that each round ends at, so that density falls by the same factor in each.
+
+    After round k of n the density is (1 - sparsity)^(k / n): Tanaka et al. 2020 (arXiv:2006.05467), algorithm 1.
+
+    Example:
+        >>> [round(0.75 * fraction, 4) for fraction in round_fractions(0.75, num_rounds=2)]
+        [0.5, 0.75]
+    """
+    if sparsity == 0.0:
+        return [1.0] * num_rounds
+    curve = Exponential(steepness=-math.log1p(-sparsity))
+    return [curve(k / num_rounds) for k in range(1, num_rounds + 1)]
+
+
+@torch.no_grad()
+def prune_in_rounds_(
+    pruner: Pruner | GroupPruner,
+    num_rounds: int,
+    measure: Callable[[], None],
+    *,
+    revive: bool = False,
+    update_: Callable[[float], None] | None = None,
+) -> None:
+    """Prune to the final sparsity in rounds, each of which measures the model that the one before has left.
+
+    Args:
+        pruner: of the model, which is changed in place.
+        num_rounds: at least 1.
+        measure: reads the pruner's statistics, off the masked model.
+        revive: whether what a round has pruned may come back in a later one, with its weight: FORCE, de Jorge et al.
+            2020 (arXiv:2006.09081), algorithm 1, which scores the weight as it was by the gradient without it.
+        update_: does the last update; by default the pruner's own.
+    """
+    dense = {name: p.detach().clone() for name, p in pruner.targets.items()} if revive else {}
+    *early, last = round_fractions(pruner.final_sparsity, num_rounds)
+    for fraction, update in [
+        *((fraction, pruner.update_) for fraction in early),
+        (last, update_ or pruner.update_),
+    ]:
+        with torch.enable_grad():
+            measure()
+        if revive:
+            for name, weight in dense.items():
+                pruner.targets[name].copy_(weight)
+            pruner.forget()
+        update(fraction)
