@@ -113,7 +113,8 @@ class InTraining(PruningCallback):
         if optimizer in self._optimizers:
             self._count()
             statistics = self._pruner.statistics
-            if statistics.is_running or (statistics.gradients and self._ramp.is_due):
+            is_wanted = statistics.is_running and not self._ramp.is_over
+            if is_wanted or (statistics.gradients and self._ramp.is_due):
                 statistics.note_gradients(parameter_ids([optimizer]))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -13,11 +13,11 @@ from lightning_prune.model.surgery import sliced
 Found = dict[str, dict[Name, Tensor]]
 
 SUMMANDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "grad": lambda weight, grad: grad.clone(),
-    "grad_square": lambda weight, grad: grad.float().square(),
-    "movement": lambda weight, grad: -weight * grad,
+    "grad": lambda weight, grad: _wide(grad, copy=True),
+    "grad_square": lambda weight, grad: _wide(grad).square(),
+    "movement": lambda weight, grad: -_wide(weight) * grad,
 }
-"""What each gradient adds to a statistic: (weight, gradient) -> summand."""
+"""What each gradient adds to a statistic: (weight, gradient) -> summand, in float32 at least."""
 SECOND_ORDER = ("hessian_diagonal", "hessian_gradient")
 FLOW = "flow_gradient"
 KINDS = (*SUMMANDS, *SECOND_ORDER, FLOW)
@@ -58,7 +58,7 @@ class Gradients:
     def add_(self, kind: str, name: Name, value: Tensor) -> None:
         """Add one summand, which is no one else's, to a total."""
         total, counts = self.totals[kind], self.counts[kind]
-        total[name] = total[name].add_(value) if name in total else value
+        total[name] = total[name].add_(value) if name in total else _wide(value)
         counts[name] = counts.get(name, 0) + 1
 
     @property
@@ -79,7 +79,8 @@ class Gradients:
             return
         for kind, totals in self.totals.items():
             for name, parameter in self.targets.items():
-                total = totals.get(name, torch.zeros_like(parameter))
+                total = totals[name] if name in totals else _wide(torch.zeros_like(parameter))
+                total = total.contiguous()
                 count = torch.tensor(self.counts[kind].get(name, 0), device=parameter.device)
                 torch.distributed.all_reduce(total)
                 torch.distributed.all_reduce(count)
@@ -122,6 +123,11 @@ class Gradients:
                 self.totals[kind][name] = tensor.to(self.targets[name].device, copy=True)
             else:
                 self.counts[kind][name] = int(tensor)
+
+
+def _wide(tensor: Tensor, copy: bool = False) -> Tensor:
+    """Return a tensor in a precision in which many can be summed."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=copy)
 
 
 def is_distributed() -> bool:

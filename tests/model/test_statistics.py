@@ -174,6 +174,18 @@ def test_squared_gradients_are_a_mean_over_the_steps_since_the_last_update():
     assert torch.equal(*(one.read()["weight"]["grad_square"] for one in (statistics, other)))
 
 
+def test_low_precision_gradients_are_summed_in_float32():
+    layer = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    statistics = Statistics(layer, select_targets(layer), ["grad", "grad_square", "movement"])
+    for _ in range(1000):
+        layer.weight.grad = torch.full_like(layer.weight, 0.125)
+        statistics.note_gradients()
+        statistics.confirm()
+    found = {name: float(value) for name, value in statistics.read()["weight"].items()}
+    expected = {"grad": 0.125, "grad_square": 0.125**2, "movement": -125 * float(layer.weight.detach())}
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
