@@ -48,8 +48,8 @@ class InitialPruning(InTraining):
     Cost: `num_rounds` times `num_calibration_batches` times the passes of the criterion, before training; one byte per
     weight after.
 
-    When: training itself is to be sparse from its first step; after training, or while it runs, other weights can be
-        chosen better.
+    When: training itself is to be sparse from its first step; after training, or while it runs, weights can be chosen
+    better.
 
     Args:
         sparsity: fraction of the groups removed, in [0, 1); numbers by name pattern; None where the scope prescribes

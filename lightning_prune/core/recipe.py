@@ -121,8 +121,8 @@ def _checked(argument: str, patterns: Any) -> tuple[Any, ...]:
     return found
 
 
-def checked_rounds(num_rounds: int, revive: bool, budget: Budget | None) -> int:
-    """Return in how many rounds a recipe prunes before training.
+def checked_rounds(num_rounds: int, revive: bool = False, budget: Budget | None = None) -> int:
+    """Return in how many rounds a recipe prunes, from a dense model to its final sparsity.
 
     Raises:
         ValueError: no whole number of at least 1, a single round after which nothing could come back, or several

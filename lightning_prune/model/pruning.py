@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,11 +24,12 @@ from lightning_prune.core.masks import (
     without_pruned,
 )
 from lightning_prune.core.patterns import listed
-from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.recipe import Recipe, checked_rounds
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Masks, Name, Scope
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.calibration import calibrate
+from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import Pattern, select_targets
 
@@ -145,6 +147,7 @@ def prune(
     scope: Scope = Global(),
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] = (),
+    num_rounds: int = 1,
 ) -> Masks:
     """Prune a model in one shot, in place, and return the masks (True is kept).
 
@@ -160,6 +163,8 @@ def prune(
         scope: who competes with whom.
         include: patterns or module types to prune; by default linear, convolution and attention weights.
         exclude: patterns or module types to leave out.
+        num_rounds: in how many rounds density falls to its end, by the same factor in each, with statistics of what the
+            round before has left; at least 1.
 
     Raises:
         ValueError: a value out of its range, a pattern without a match, or missing calibration data. The model is
@@ -172,6 +177,8 @@ def prune(
         (6, 6)
     """
     pruner = Pruner(model, Recipe(sparsity, criterion, granularity, scope, include, exclude))
-    calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
-    pruner.update_(1.0)
+    if batches is not None and num_rounds > 1:
+        batches = list(batches)
+    measure = partial(calibrate, pruner.statistics, model, batches, forward=forward, loss=loss)
+    prune_in_rounds_(pruner, checked_rounds(num_rounds), measure)
     return pruner.masks

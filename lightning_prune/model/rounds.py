@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from lightning_prune.core.schedules import Exponential
-from lightning_prune.model.group_pruning import GroupPruner
-from lightning_prune.model.pruning import Pruner
+
+if TYPE_CHECKING:
+    from lightning_prune.model.group_pruning import GroupPruner
+    from lightning_prune.model.pruning import Pruner
 
 
 def round_fractions(sparsity: float, num_rounds: int) -> list[float]:

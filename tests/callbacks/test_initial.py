@@ -130,6 +130,8 @@ def test_a_resumed_run_goes_on_bit_for_bit_without_pruning_again(options, tmp_pa
     callback = build(**options)
     every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole = everything(*fit(callback, every, max_epochs=2), callback)
+    saved = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
+    assert saved["state_dict"].keys() == Toy().state_dict().keys()
     for step in (1, NUM_BATCHES, 8):
         again = build(**options)
         resumed = everything(*fit(again, max_epochs=2, ckpt_path=tmp_path / f"step={step}.ckpt"), again)

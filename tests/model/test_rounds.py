@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_prune import Channel, Local, Magnitude, Saliency, SynFlow
+from lightning_prune import Channel, Local, Magnitude, Saliency, SynFlow, prune
 from lightning_prune.core.recipe import Recipe, checked_rounds
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import Call
@@ -148,6 +148,14 @@ def test_coupled_channels_go_in_rounds(revive):
     assert sum(int(m.sum()) for m in pruner.choice.values()) == pytest.approx(10, abs=1)
     for (name, p), dense in zip(model.named_parameters(), before, strict=True):
         assert torch.equal(p, dense * pruner.masks[name] if name in pruner.masks else dense)
+
+
+def test_prune_takes_rounds():
+    first, second = network(6, 12, 9, 3), network(6, 12, 9, 3)
+    masks = prune(first, 0.9, criterion=SynFlow(), batches=iter([X]), num_rounds=10)
+    assert all(torch.equal(m, masks[n]) for n, m in pruned(second, SynFlow(), 10).masks.items())
+    with pytest.raises(ValueError, match="`num_rounds` is a whole number of at least 1, but got 0"):
+        prune(network(6, 3), 0.5, num_rounds=0)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class SynFlow:
     Cost: one forward and backward pass in float64 for one example and each round; weights once more in float64.
 
     When: before training, convolutional and fully connected networks, at the highest sparsities. Not for attention:
-        through a softmax of equal scores nothing flows to queries and keys.
+    through a softmax of equal scores nothing flows to queries and keys.
 
     Example:
         >>> import torch
