@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.initial import InitialPruning as InitialPruning
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
+    from lightning_prune.callbacks.sparse_training import SparseTraining as SparseTraining
     from lightning_prune.callbacks.train_time import TrainTimePruning as TrainTimePruning
     from lightning_prune.core.budgets import Budget as Budget
     from lightning_prune.core.criteria.activations import ActivationVariance as ActivationVariance
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_prune.core.criteria.curvature import SecondOrderTaylor as SecondOrderTaylor
     from lightning_prune.core.criteria.curvature import SynFlow as SynFlow
     from lightning_prune.core.criteria.gradients import Fisher as Fisher
+    from lightning_prune.core.criteria.gradients import GradientMagnitude as GradientMagnitude
     from lightning_prune.core.criteria.gradients import Movement as Movement
     from lightning_prune.core.criteria.gradients import Saliency as Saliency
     from lightning_prune.core.criteria.gradients import Taylor as Taylor
@@ -63,10 +65,11 @@ _HOMES = {
     "callbacks.initial": ("InitialPruning",),
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),
+    "callbacks.sparse_training": ("SparseTraining",),
     "callbacks.train_time": ("TrainTimePruning",),
     "core.criteria.activations": ("APoZ", "ActivationVariance", "BatchNormScale", "MeanActivation", "Wanda"),
     "core.criteria.curvature": ("OBD", "GraSP", "SecondOrderTaylor", "SynFlow"),
-    "core.criteria.gradients": ("Fisher", "Movement", "Saliency", "Taylor"),
+    "core.criteria.gradients": ("Fisher", "GradientMagnitude", "Movement", "Saliency", "Taylor"),
     "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),
     "core.budgets": ("Budget",),
     "core.granularities": ("Block", "Channel", "Head", "Kernel", "Layer", "Slice", "Weight"),

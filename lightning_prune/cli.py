@@ -21,10 +21,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_prune.config import AXES, PRUNING
+from lightning_prune.config import PRUNING
 from lightning_prune.core.checks import check_choice, check_count, did_you_mean
 from lightning_prune.core.criteria import check_can_calibrate, check_can_train
-from lightning_prune.core.recipe import Recipe, checked_rounds, checked_shrink
+from lightning_prune.core.recipe import checked_rounds, checked_shrink
 from lightning_prune.examples.settings import Loading, Optimization
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def check(cfg: DictConfig) -> None:
         for group, settings in (("data", Loading), ("model", Optimization)):
             _check_example(cfg[group], settings)
         pruning = cfg.get("pruning") or {}
-        if pruning.get("_target_") in {target for target, _ in PRUNING.values()}:
+        if pruning.get("_target_") in {target for _, target, _ in PRUNING.values()}:
             _check_recipe(pruning)
         _check_checkpoint(cfg)
         if not cfg.get("train", True):
@@ -257,21 +257,28 @@ def _check_example(node: DictConfig, settings: type[Loading] | type[Optimization
 
 
 def _check_recipe(pruning: Mapping[str, Any]) -> None:
-    nouns = {axis: instantiate(pruning[axis]) for axis in AXES if axis in pruning}
-    plain = {name: _plain(pruning[name]) for name in ("sparsity", "include", "exclude")}
-    if pruning["_target_"] == PRUNING["train_time"][0]:
-        check_can_train(nouns["criterion"])
-        checked_shrink(pruning["shrink"], nouns["granularity"])
-    else:
-        check_can_calibrate(nouns["criterion"])
-    Recipe(**plain, **{name: nouns[name] for name in ("criterion", "granularity", "scope", "budget")})
-    if pruning["_target_"] == PRUNING["initial"][0]:
-        checked_shrink(pruning["shrink"], nouns["granularity"], choices=("end", "never"))
-        checked_rounds(pruning["num_rounds"], pruning["revive"], nouns["budget"])
-    if "checkpoint" in pruning:
-        check_choice("checkpoint", pruning["checkpoint"], ("last", "best"))
-    if "num_calibration_batches" in pruning:
-        check_count("num_calibration_batches", pruning["num_calibration_batches"], minimum=1)
+    kind, recipe = next(
+        (n, made) for n, (made, target, _) in PRUNING.items() if target == pruning["_target_"]
+    )
+    values = {name: _built(pruning[name]) for name in pruning if not name.startswith("_")}
+    recipe(**{f.name: values[f.name] for f in dataclasses.fields(recipe)})
+    if "num_calibration_batches" in values:
+        check_count("num_calibration_batches", values["num_calibration_batches"], minimum=1)
+    if kind == "train_time":
+        check_can_train(values["criterion"])
+        checked_shrink(values["shrink"], values["granularity"])
+    elif kind == "initial":
+        check_can_calibrate(values["criterion"])
+        checked_shrink(values["shrink"], values["granularity"], choices=("end", "never"))
+        checked_rounds(values["num_rounds"], values["revive"], values["budget"])
+    elif kind == "post_training":
+        check_can_calibrate(values["criterion"])
+        check_choice("checkpoint", values["checkpoint"], ("last", "best"))
+
+
+def _built(node: Any) -> Any:
+    """Return a setting as it is, or what it describes."""
+    return instantiate(node) if OmegaConf.is_dict(node) and "_target_" in node else _plain(node)
 
 
 def _check_checkpoint(cfg: DictConfig) -> None:
@@ -281,7 +288,7 @@ def _check_checkpoint(cfg: DictConfig) -> None:
 
 
 def _check_without_training(cfg: DictConfig, target: str | None) -> None:
-    if target != PRUNING["post_training"][0]:
+    if target != PRUNING["post_training"][1]:
         raise ValueError(
             "`train` is false only for recipes that prune after training, as pruning=one_shot, but got "
             f"{target or 'no pruning'}."

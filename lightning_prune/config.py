@@ -21,6 +21,7 @@ from omegaconf import MISSING
 
 import lightning_prune
 from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.regrowth import SparseRecipe
 
 GROUP = "lightning_prune"
 AXES = {
@@ -80,12 +81,14 @@ def schema(noun: type, target: str, more: Mapping[str, tuple[Any, Any]] | None =
     )
 
 
-PRUNING: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
+PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
     "train_time": (
+        Recipe,
         "lightning_prune.TrainTimePruning",
         {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True), "shrink": (Any, None)},
     ),
     "initial": (
+        Recipe,
         "lightning_prune.InitialPruning",
         {
             "num_calibration_batches": (int, 4),
@@ -95,7 +98,13 @@ PRUNING: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
             "shrink": (Any, None),
         },
     ),
+    "sparse_training": (
+        SparseRecipe,
+        "lightning_prune.SparseTraining",
+        {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True)},
+    ),
     "post_training": (
+        Recipe,
         "lightning_prune.PostTrainingPruning",
         {
             "checkpoint": (str, "last"),
@@ -105,7 +114,7 @@ PRUNING: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
         },
     ),
 }
-"""The callbacks by name: what Hydra builds, and the settings that they have beside those of `Recipe`."""
+"""The callbacks by name: their recipe, what Hydra builds, and the settings that they have beside the recipe's."""
 
 
 def register() -> None:
@@ -115,8 +124,8 @@ def register() -> None:
         for name, noun in nouns(axis).items():
             node = schema(noun, f"lightning_prune.{name}")
             store.store(group=f"{GROUP}/{axis}", name=name, node=node, provider=GROUP)
-    for name, (target, more) in PRUNING.items():
-        store.store(group=GROUP, name=name, node=schema(Recipe, target, more), provider=GROUP)
+    for name, (recipe, target, more) in PRUNING.items():
+        store.store(group=GROUP, name=name, node=schema(recipe, target, more), provider=GROUP)
 
 
 def _modules(name: str) -> list[ModuleType]:

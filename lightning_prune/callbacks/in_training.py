@@ -22,8 +22,8 @@ from lightning_prune.model.shrinking import AnyPruner, pruner_of
 class InTraining(PruningCallback):
     """Base of the callbacks that prune while a model trains: updates fall due along a ramp, and masks hold in between.
 
-    What one does at an update, `_new_pruner` says: the pruner's `update_` computes the new masks. What is done after an
-    update, `_after_update` does.
+    What happens at an update, the pruner's `update_` says, which `_new_pruner` makes. `_begin` is called before the
+    first step, `_before_update` and `_after_update` around each update.
 
     Args:
         recipe: what is pruned.
@@ -48,6 +48,9 @@ class InTraining(PruningCallback):
     def _new_pruner(self, trainer: L.Trainer, pl_module: L.LightningModule) -> AnyPruner:
         """Return the pruner of weights that are trained."""
         return pruner_of(pl_module, self.recipe, trained=trained_ids(trainer.optimizers))
+
+    def _before_update(self) -> None:
+        """Do what an update of the masks needs."""
 
     def _after_update(self) -> None:
         """Do what follows an update of the masks."""
@@ -89,7 +92,12 @@ class InTraining(PruningCallback):
         else:
             self.ramp = Ramp(self.schedule, steps)
             self.ramp.load_state_dict(self._before["ramp"])
-        if self.pruner is not None and not self._pruner.statistics.activations:
+        if self.pruner is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Update before the first step, if the criterion needs no data."""
+        if not self._pruner.statistics.activations:
             self._update_if_due()
 
     def on_train_batch_start(
@@ -100,8 +108,7 @@ class InTraining(PruningCallback):
         if self.pruner is None:
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
             self._go_on()
-            if not self._pruner.statistics.activations:
-                self._update_if_due()
+            self._begin()
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
             self._watching.enter_context(self._pruner.statistics.watch())
             self._is_watching = True
@@ -186,6 +193,7 @@ class InTraining(PruningCallback):
         if not (self._ramp.is_due and self._pruner.statistics.is_complete):
             return
         self._stop_watching()
+        self._before_update()
         self._update_(self._ramp.fraction, step=self._ramp.num_steps, progress=self._ramp.progress)
         mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
         self._ramp.is_due = False

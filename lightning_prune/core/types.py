@@ -107,6 +107,19 @@ class Couples(Protocol):
 
 
 @runtime_checkable
+class Divides(Protocol):
+    """A scope that keeps a number of weights in each row by itself, as PerRow and N:M do."""
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the rows of a parameter, (R, C)."""
+        ...
+
+    def from_rows(self, rows: Tensor, shape: Shape) -> Tensor:
+        """Undo `rows`: return a tensor of `shape`."""
+        ...
+
+
+@runtime_checkable
 class Prescribes(Protocol):
     """A scope that sets the final sparsity itself, as N:M does; the user gives none."""
 

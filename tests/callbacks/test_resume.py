@@ -17,14 +17,17 @@ from lightning_prune import (
     Constant,
     Cosine,
     Fisher,
+    Global,
     Local,
     Movement,
     NofM,
     PerRow,
+    Polynomial,
     PostTrainingPruning,
     Random,
     Saliency,
     Slice,
+    SparseTraining,
     Steps,
     TrainTimePruning,
     Wanda,
@@ -52,14 +55,17 @@ RECIPES = {
     "alternating": {"schedule": Alternating(num_phases=4)},
     "one-shot": {"schedule": Constant(), "window": Window(end=0.0)},
     "by-pattern": {"sparsity": {"head": 0.25, "*": 0.8}},
+    "rigl": {"callback": SparseTraining},
+    "set": {"callback": SparseTraining, "grow": Random(seed=3), "decay": None},
+    "granet": {"callback": SparseTraining, "schedule": Polynomial(), "scope": Global()},
+    "srigl": {"callback": SparseTraining, "scope": PerRow()},
 }
 LAST = 4 * NUM_BATCHES
 
 
 def build(recipe):
-    return TrainTimePruning(
-        **{"sparsity": 0.8, "window": Window(every=0.1), "report": False, **RECIPES[recipe]}
-    )
+    settings = {"sparsity": 0.8, "window": Window(every=0.1), "report": False, **RECIPES[recipe]}
+    return settings.pop("callback", TrainTimePruning)(**settings)
 
 
 class DyingCheckpoint(ModelCheckpoint):

@@ -57,9 +57,9 @@ def test_a_schema_has_the_defaults_of_its_noun(axis, name):
 
 @pytest.mark.parametrize("name", config.PRUNING)
 def test_a_callback_has_the_arguments_and_defaults_of_its_schema(name):
-    target, _ = config.PRUNING[name]
+    recipe, target, more = config.PRUNING[name]
     callback = getattr(lightning_prune, target.rpartition(".")[2])
-    node = OmegaConf.structured(config.schema(config.Recipe, *config.PRUNING[name]))
+    node = OmegaConf.structured(config.schema(recipe, target, more))
     settings = {key: node._get_node(key) for key in node if not key.startswith("_")}
     signature = inspect.signature(callback).parameters
     assert set(settings) == set(signature)
@@ -71,7 +71,8 @@ def test_a_callback_has_the_arguments_and_defaults_of_its_schema(name):
 
 @pytest.mark.parametrize("axis", config.AXES)
 def test_the_plain_recipes_have_the_nouns_that_the_callbacks_have_by_default(axis):
-    plain = {"gradual": "TrainTimePruning", "one_shot": "PostTrainingPruning", "snip": "InitialPruning"}
+    plain = {"gradual": "TrainTimePruning", "one_shot": "PostTrainingPruning"}
+    plain |= {"snip": "InitialPruning", "rigl": "SparseTraining"}
     for recipe, name in plain.items():
         signature = inspect.signature(getattr(lightning_prune, name)).parameters
         if axis in signature:
@@ -89,6 +90,7 @@ def test_every_recipe_composes_passes_its_checks_and_adds_one_callback(recipe):
             "TrainTimePruning",
             "PostTrainingPruning",
             "InitialPruning",
+            "SparseTraining",
         }
 
 

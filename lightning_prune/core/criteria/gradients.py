@@ -31,6 +31,27 @@ class Saliency:
 
 
 @dataclass(frozen=True)
+class GradientMagnitude:
+    """Where the loss would fall fastest: s = |dL/dw|, of inactive weights too.
+
+    Evci et al. 2020, RigL (arXiv:1911.11134), section 3(4), and Dettmers & Zettlemoyer 2019 (arXiv:1907.04840) grow
+    weights so; a weight at zero has a gradient, but no saliency.
+
+    Cost: the gradient of all weights at an update; nothing in between.
+
+    When: to grow weights in `SparseTraining` (recipe `rigl`).
+
+    Example:
+        >>> import torch
+        >>> GradientMagnitude()(grad=torch.tensor([-3.0, 1.0]))
+        tensor([3., 1.])
+    """
+
+    def __call__(self, *, grad: Tensor) -> Tensor:
+        return grad.abs()
+
+
+@dataclass(frozen=True)
 class Taylor:
     """The squared change of the loss, to first order, without the weight: s = (w dL/dw)^2.
 

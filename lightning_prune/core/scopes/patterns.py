@@ -73,11 +73,21 @@ class NofM:
     def _mask(self, name: Name, scores: Tensor, reached: float) -> Tensor:
         if not self._divides(name, tuple(scores.shape)):
             return core.keep_top({name: scores}, scores.numel())[name]
-        moved = scores.movedim(1, -1)
-        blocks = moved.reshape(-1, self.m)
+        blocks = self.rows(scores)
         best = core.keep_top_rows(blocks, self.n)
         num_others = blocks.shape[0] * (self.m - self.n)
         if (num_spared := num_others - round(reached * num_others)) > 0:
             others = blocks.masked_fill(best, math.inf)  # the best of each block come first in this ranking
             best = core.keep_top({name: others}, blocks.shape[0] * self.n + num_spared)[name]
-        return best.view(moved.shape).movedim(-1, 1)
+        return self.from_rows(best, scores.shape)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return (blocks, m), or a single row of what cannot be divided."""
+        is_divided = tensor.dim() >= 2 and tensor.shape[1] % self.m == 0
+        return tensor.movedim(1, -1).reshape(-1, self.m) if is_divided else tensor.reshape(1, -1)
+
+    def from_rows(self, rows: Tensor, shape: Shape) -> Tensor:
+        """Return blocks in the parameter's shape."""
+        if len(rows) == 1:
+            return rows.view(shape)
+        return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)

@@ -147,8 +147,16 @@ class PerRow:
                 f"`scope` PerRow compares within rows, of at least two dims, but got scores of shape "
                 f"{tuple(scores.shape)} for `{name}`: its groups are whole slices. Use Local or Global."
             )
-        rows = scores.flatten(1)
-        return core.keep_top_rows(rows, num_kept(rows.shape[1], sparsity)).view(scores.shape)
+        rows = self.rows(scores)
+        return self.from_rows(core.keep_top_rows(rows, num_kept(rows.shape[1], sparsity)), scores.shape)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return (outputs, all else)."""
+        return tensor.flatten(1)
+
+    def from_rows(self, rows: Tensor, shape: Shape) -> Tensor:
+        """Return rows in the parameter's shape."""
+        return rows.view(shape)
 
 
 @dataclass(frozen=True)
