@@ -264,13 +264,14 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
     recipe(**{f.name: values[f.name] for f in dataclasses.fields(recipe)})
     if "num_calibration_batches" in values:
         check_count("num_calibration_batches", values["num_calibration_batches"], minimum=1)
+    if "num_rounds" in values:
+        checked_rounds(values["num_rounds"], values.get("revive", False), values["budget"])
     if kind == "train_time":
         check_can_train(values["criterion"])
         checked_shrink(values["shrink"], values["granularity"])
     elif kind == "initial":
         check_can_calibrate(values["criterion"])
         checked_shrink(values["shrink"], values["granularity"], choices=("end", "never"))
-        checked_rounds(values["num_rounds"], values["revive"], values["budget"])
     elif kind == "post_training":
         check_can_calibrate(values["criterion"])
         check_choice("checkpoint", values["checkpoint"], ("last", "best"))

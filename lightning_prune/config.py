@@ -109,6 +109,7 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
         {
             "checkpoint": (str, "last"),
             "num_calibration_batches": (int, 16),
+            "num_rounds": (int, 1),
             "reestimate_batch_norm": (bool, False),
             "report": (bool, True),
         },

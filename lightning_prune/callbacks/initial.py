@@ -28,9 +28,7 @@ from lightning_prune.core.types import Couples, Criterion, Granularity, Scope
 from lightning_prune.core.windows import StepWindow, Window
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import random_states_kept
-from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.optimizer import mask_state_, trained_ids
-from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import needs_loss
 
@@ -140,7 +138,6 @@ class InitialPruning(InTraining):
             batches = on_device(trainer, islice(_batches(trainer), self.num_calibration_batches))
             if self.pruner is None:
                 self.pruner = self._coupled(trainer, module, batches[0], trained_ids(trainer.optimizers))
-            assert isinstance(self.pruner, (Pruner, GroupPruner))
             statistics, forward = self.pruner.statistics, step_of(module)
             loss = loss_of(module) if statistics.needs_loss else None
             measure = partial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from lightning_prune.core.checks import check_choice, check_count
 from lightning_prune.core.criteria import check_can_calibrate, required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
-from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.recipe import Recipe, checked_rounds
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Scope
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import needs_loss
 
 FILE_NAME = "pruned.ckpt"
@@ -51,6 +53,8 @@ class PostTrainingPruning(PruningCallback):
         exclude: patterns or module types to leave out.
         checkpoint: what to prune when `fit` ends: the "last" weights, or those of the "best" checkpoint.
         num_calibration_batches: how many training batches to calibrate on, at least 1.
+        num_rounds: in how many rounds density falls to its end, by the same factor in each, with statistics of what the
+            round before has left; at least 1.
         reestimate_batch_norm: whether batch-norm statistics are computed anew on those batches, after pruning.
         report: whether to write `report.json` and `report.md` beside the run.
         budget: for coupled granularities (`Channel`, `Head`), what the smaller model may cost, in place of `sparsity`.
@@ -79,6 +83,7 @@ class PostTrainingPruning(PruningCallback):
         exclude: Sequence[Any] = (),
         checkpoint: str = "last",
         num_calibration_batches: int = 16,
+        num_rounds: int = 1,
         reestimate_batch_norm: bool = False,
         report: bool = True,
         budget: Budget | None = None,
@@ -90,6 +95,7 @@ class PostTrainingPruning(PruningCallback):
         self.num_calibration_batches = check_count(
             "num_calibration_batches", num_calibration_batches, minimum=1
         )
+        self.num_rounds = checked_rounds(num_rounds, budget=budget)
         self.reestimate_batch_norm = reestimate_batch_norm
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -174,8 +180,9 @@ class PostTrainingPruning(PruningCallback):
             batches = calibration_batches(trainer, loader, self.num_calibration_batches)
         with silenced(module):
             loss = loss_of(module) if statistics.needs_loss else None
-            calibrate(statistics, module, batches, forward=step_of(module), loss=loss)
-            self._update_(1.0, step=trainer.global_step, progress=1.0)
+            measure = partial(calibrate, statistics, module, batches, forward=step_of(module), loss=loss)
+            update_ = partial(self._update_, step=trainer.global_step, progress=1.0)
+            prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_)
             if is_coupled:
                 self._shrink_(trainer, module)
             if self.reestimate_batch_norm:

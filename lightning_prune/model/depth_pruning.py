@@ -74,6 +74,9 @@ class DepthPruner:
         self.targets = {n: p for n, p in model.named_parameters() if n.startswith(inside)}
         self.shapes = {name: tuple(p.shape) for name, p in self.targets.items()}
 
+    def forget(self) -> None:
+        """Do nothing: blocks that are left out are gone."""
+
     @property
     def sparsity(self) -> float:
         """The fraction of blocks that is gone."""

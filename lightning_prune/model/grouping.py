@@ -127,7 +127,9 @@ def _gathered(total: Tensor, index: Tensor, values: Tensor, reduction: str) -> T
 def _normalised(scores: Tensor, how: str, size: int) -> Tensor:
     if how == "none":
         return scores
-    unit = scores.sum() / size if how == "mean" else scores.max()
+    unit = (
+        scores.abs().sum() / size if how == "mean" else scores.abs().max()
+    )  # some criteria give signed scores
     return scores / unit if float(unit) > 0 else scores
 
 

@@ -11,8 +11,7 @@ import torch
 from lightning_prune.core.schedules import Exponential
 
 if TYPE_CHECKING:
-    from lightning_prune.model.group_pruning import GroupPruner
-    from lightning_prune.model.pruning import Pruner
+    from lightning_prune.model.shrinking import AnyPruner
 
 
 def round_fractions(sparsity: float, num_rounds: int) -> list[float]:
@@ -32,7 +31,7 @@ def round_fractions(sparsity: float, num_rounds: int) -> list[float]:
 
 @torch.no_grad()
 def prune_in_rounds_(
-    pruner: Pruner | GroupPruner,
+    pruner: AnyPruner,
     num_rounds: int,
     measure: Callable[[], None],
     *,

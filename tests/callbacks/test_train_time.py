@@ -11,9 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_prune import (
+    ActivationVariance,
     Alternating,
     APoZ,
+    BatchNormScale,
     Constant,
+    Fisher,
     Global,
     Linear,
     Movement,
@@ -23,6 +26,7 @@ from lightning_prune import (
     Saliency,
     Slice,
     Steps,
+    Taylor,
     TrainTimePruning,
     Wanda,
     Window,
@@ -212,6 +216,10 @@ def test_sparsity_follows_the_schedule_to_its_exact_end():
 @pytest.mark.parametrize(
     ("nouns", "expected"),
     [
+        ({"criterion": BatchNormScale(), "granularity": Slice(dim=0), "include": ["body.0"]}, 0.5),
+        ({"criterion": Taylor()}, 0.5),
+        ({"criterion": Fisher()}, 0.5),
+        ({"criterion": ActivationVariance(), "granularity": Slice(dim=0), "include": ["body.0"]}, 0.5),
         ({"criterion": Wanda(), "scope": PerRow()}, 0.5),
         ({"criterion": APoZ(), "granularity": Slice(dim=0), "include": ["body.0"]}, 0.5),
         ({"criterion": Movement()}, 0.5),
@@ -222,7 +230,21 @@ def test_sparsity_follows_the_schedule_to_its_exact_end():
         ({"sparsity": None, "scope": NofM(n=1, m=4)}, 0.75),
         ({"sparsity": {"head": 0.25, "*": 0.5}}, None),
     ],
-    ids=["wanda", "apoz", "movement", "random", "one-shot", "snip", "steps", "n-of-m", "by-pattern"],
+    ids=[
+        "batch-norm-scale",
+        "taylor",
+        "fisher",
+        "variance",
+        "wanda",
+        "apoz",
+        "movement",
+        "random",
+        "one-shot",
+        "snip",
+        "steps",
+        "n-of-m",
+        "by-pattern",
+    ],
 )
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}], ids=["", "accumulate"])
 def test_every_kind_of_noun_reaches_its_target(nouns, expected, options):

@@ -1,5 +1,6 @@
 """SynFlow against the published algorithm, written out in numpy: products of absolute matrices."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -52,6 +53,32 @@ def test_the_scores_of_each_layer_and_of_each_hidden_unit_are_conserved():
     found = scores_of(network(5, 7, 4, 3), torch.randn(8, 5))
     for one, other in pairwise(found):
         np.testing.assert_allclose(one.sum(1), other.sum(0), rtol=1e-12)
+
+
+def test_a_network_with_batch_norms_at_initialisation_is_scored_as_by_the_authors_code():
+    """All of the state is made positive, the input is ones, and the score is |w dR/dw|, in eval mode and float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1, groups=2),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+    found = scores_of(model.eval(), torch.randn(5, 2, 8, 8))
+    theirs = copy.deepcopy(model).double()
+    for tensor in theirs.state_dict().values():
+        tensor.abs_()
+    theirs(torch.ones(1, 2, 8, 8, dtype=torch.float64)).sum().backward()
+    expected = [(p.grad * p).detach().abs().numpy() for p in theirs.parameters() if p.dim() > 1]
+    factor = expected[0].sum() / found[0].sum()
+    for ours, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours * factor, other, rtol=1e-9)
 
 
 def test_no_data_is_read_and_nothing_is_left_behind():

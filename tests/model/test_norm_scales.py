@@ -20,6 +20,7 @@ from lightning_prune.core.recipe import Recipe
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.grouping import _normalised
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import select_targets
 
@@ -130,3 +131,10 @@ def test_slimming_makes_the_model_smaller():
     )
     assert model.stem.out_channels + model.first.out_channels == 8
     assert model(IMAGES).shape == (2, 5) and model.head.out_features == 5
+
+
+def test_scores_of_both_signs_keep_their_order_when_they_are_normalised():
+    """GraSP's are negative in most places: divided by a mean near zero, they would blow up or turn over."""
+    found = _normalised(torch.tensor([-3.0, 1.0, 2.0 + 1e-6]), "mean", 3)
+    torch.testing.assert_close(found, torch.tensor([-1.5, 0.5, 1.0]))
+    torch.testing.assert_close(_normalised(torch.tensor([-4.0, 1.0]), "max", 2), torch.tensor([-1.0, 0.25]))
