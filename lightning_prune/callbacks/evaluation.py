@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
 
@@ -49,10 +52,21 @@ def calibration_batches(trainer: L.Trainer, loader: Iterable[Any] | None, num_ba
         raise ValueError(
             "`datamodule` gives training batches to calibrate on, but there is no train_dataloader."
         )
-    return on_device(trainer, islice(iter(loader), num_batches))
+    return _on_device(trainer, islice(iter(loader), num_batches))
 
 
-def on_device(trainer: L.Trainer, batches: Iterable[Any]) -> list[Any]:
+def training_batches(trainer: L.Trainer, num_batches: int) -> list[Any]:
+    """Return the first training batches while fitting, as the steps are given them.
+
+    They come from copies of the loaders, whose place within the epoch stays as it is.
+    """
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    again = CombinedLoader(tree_map(copy.copy, loader.iterables), loader._mode)
+    return _on_device(trainer, (batch for batch, _, _ in islice(iter(again), num_batches)))
+
+
+def _on_device(trainer: L.Trainer, batches: Iterable[Any]) -> list[Any]:
     """Return batches as the module's steps are given them: in the trainer's precision, on its device."""
 
     def moved(batch: Any) -> Any:

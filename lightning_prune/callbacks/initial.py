@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from torch.utils._pytree import tree_map
 
-from lightning_prune.callbacks.evaluation import loss_of, on_device, silenced, step_of
+from lightning_prune.callbacks.evaluation import loss_of, silenced, step_of, training_batches
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
@@ -126,7 +122,7 @@ class InitialPruning(InTraining):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune, unless the run goes on from where that was done."""
         num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if self._before is not None:
+        if self._before is not None and "ramp" in self._before:
             self.ramp = Ramp(self.schedule, StepWindow(0, 0, 1))
             self.ramp.load_state_dict(self._before["ramp"])
         else:
@@ -135,7 +131,7 @@ class InitialPruning(InTraining):
 
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         with random_states_kept(module.device), silenced(module):
-            batches = on_device(trainer, islice(_batches(trainer), self.num_calibration_batches))
+            batches = training_batches(trainer, self.num_calibration_batches)
             if self.pruner is None:
                 self.pruner = self._coupled(trainer, module, batches[0], trained_ids(trainer.optimizers))
             statistics, forward = self.pruner.statistics, step_of(module)
@@ -152,11 +148,3 @@ class InitialPruning(InTraining):
 
     def _update_if_due(self) -> None:
         """Do nothing: there is one update, and it is done when training starts."""
-
-
-def _batches(trainer: L.Trainer) -> Any:
-    """Yield training batches of copies of the loaders, whose place within the epoch stays as it is."""
-    loader = trainer.fit_loop._combined_loader
-    assert loader is not None
-    again = CombinedLoader(tree_map(copy.copy, loader.iterables), loader._mode)
-    return (batch for batch, _, _ in again)
