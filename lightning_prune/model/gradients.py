@@ -114,9 +114,18 @@ class Gradients:
         return totals | counts
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned, as far as it is asked for now."""
+        """Restore what `state_dict` returned, as far as it is asked for now.
+
+        Raises:
+            ValueError: it has another form.
+        """
         for key, tensor in state.items():
-            kind, what, name = key.split(".", 2)
+            kind, what, name = (*key.split(".", 2), "", "")[:3]
+            if kind not in KINDS or what not in ("total", "count"):
+                raise ValueError(
+                    f"`statistics` of the checkpoint are totals and counts, but got {key!r}: another version of "
+                    "lightning_prune wrote it."
+                )
             if kind not in self.kinds or name not in self.targets:
                 continue
             if what == "total":

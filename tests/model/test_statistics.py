@@ -174,6 +174,15 @@ def test_squared_gradients_are_a_mean_over_the_steps_since_the_last_update():
     assert torch.equal(*(one.read()["weight"]["grad_square"] for one in (statistics, other)))
 
 
+def test_a_state_of_another_form_is_refused_and_one_of_another_criterion_left_alone():
+    layer = nn.Linear(3, 2)
+    statistics = Statistics(layer, select_targets(layer), ["movement"])
+    with pytest.raises(ValueError, match=r"are totals and counts, but got 'weight': another version"):
+        statistics.load_state_dict({"weight": torch.ones(2, 3)})
+    statistics.load_state_dict({"grad.total.weight": torch.ones(2, 3), "grad.count.weight": torch.tensor(1)})
+    assert not statistics.is_complete
+
+
 def test_low_precision_gradients_are_summed_in_float32():
     layer = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     statistics = Statistics(layer, select_targets(layer), ["grad", "grad_square", "movement"])
