@@ -59,7 +59,7 @@ def flow_gradients(
     with replaying(model, call) as again, _linear(call.module), _in_float64(call), torch.enable_grad():
         args, kwargs = _ones((again.args, dict(again.kwargs)), again.batch_size)
         output = functional_call(call.module, positive, args, kwargs)
-        total = torch.stack([t.double().sum() for t in tensors_of(output) if t.is_floating_point()]).sum()
+        total = _summed(output)
         found = torch.autograd.grad(total, list(inside.values()), allow_unused=True)
     return _scaled({name: g for name, g in zip(inside, found, strict=True) if g is not None})
 
@@ -79,6 +79,12 @@ def _ones(value: Any, batch_size: int | None) -> Any:
         return torch.ones_like(found, dtype=torch.float64) if found.is_floating_point() else found
 
     return map_tensors(one, value)
+
+
+def _summed(output: Any) -> Tensor:
+    """Return the sum of all numbers that come out, but for the loss that some models return beside them."""
+    found = [tensor.double() for tensor in tensors_of(output) if tensor.is_floating_point()]
+    return torch.stack([tensor.sum() for tensor in [t for t in found if t.dim()] or found]).sum()
 
 
 @contextmanager
