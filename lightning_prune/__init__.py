@@ -55,8 +55,10 @@ if TYPE_CHECKING:
     from lightning_prune.core.scopes.rankings import Isomorphic as Isomorphic
     from lightning_prune.core.scopes.rankings import Local as Local
     from lightning_prune.core.scopes.rankings import PerRow as PerRow
+    from lightning_prune.core.solvers import LeastSquares as LeastSquares
+    from lightning_prune.core.solvers import SparseGPT as SparseGPT
     from lightning_prune.core.windows import Window as Window
-    from lightning_prune.model.pruning import prune as prune
+    from lightning_prune.model.one_shot import prune as prune
     from lightning_prune.model.record import ReplaysRecord as ReplaysRecord
     from lightning_prune.model.record import load_pruned as load_pruned
     from lightning_prune.model.shrinking import shrink as shrink
@@ -87,8 +89,9 @@ _HOMES = {
     "core.scopes.allocations": ("ERK", "Fixed"),
     "core.scopes.patterns": ("NofM",),
     "core.scopes.rankings": ("LAMP", "Global", "Isomorphic", "Local", "PerRow"),
+    "core.solvers": ("LeastSquares", "SparseGPT"),
     "core.windows": ("Window",),
-    "model.pruning": ("prune",),
+    "model.one_shot": ("prune",),
     "model.record": ("ReplaysRecord", "load_pruned"),
     "model.shrinking": ("shrink",),
 }

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_prune.config import PRUNING
 from lightning_prune.core.checks import check_choice, check_count, did_you_mean
 from lightning_prune.core.criteria import check_can_calibrate, check_can_train
-from lightning_prune.core.recipe import checked_rounds, checked_shrink
+from lightning_prune.core.recipe import checked_rounds, checked_shrink, checked_solver
 from lightning_prune.examples.settings import Loading, Optimization
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
     elif kind == "post_training":
         check_can_calibrate(values["criterion"])
         check_choice("checkpoint", values["checkpoint"], ("last", "best"))
+        checked_solver(values["solver"], values["granularity"])
 
 
 def _built(node: Any) -> Any:

@@ -31,6 +31,7 @@ AXES = {
     "scope": "lightning_prune.core.scopes",
     "window": "lightning_prune.core.windows",
     "budget": "lightning_prune.core.budgets",
+    "solver": "lightning_prune.core.solvers",
 }
 PRIMITIVES = (bool, int, float, str)
 FOR_TYPE_CHECKERS = {"Callable": Callable, "Tensor": Any}
@@ -112,6 +113,8 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
             "num_rounds": (int, 1),
             "reestimate_batch_norm": (bool, False),
             "report": (bool, True),
+            "solver": (Any, None),
+            "blocks": (Any, None),
         },
     ),
 }

@@ -98,6 +98,11 @@ class PruningCallback(L.Callback):
         """Let the pruner compute and apply new masks, and write down what came of it."""
         assert self.pruner is not None
         self.pruner.update_(fraction)
+        self._note_update(fraction, **when)
+
+    def _note_update(self, fraction: float, **when: Any) -> None:
+        """Write down what an update has come to."""
+        assert self.pruner is not None
         layers = {name: sparsity_of({name: mask}) for name, mask in self.masks.items()}
         achieved = self.pruner.sparsity
         self.updates.append(

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.progress import track
 
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import (
@@ -26,10 +27,11 @@ from lightning_prune.core.checks import check_choice, check_count
 from lightning_prune.core.criteria import check_can_calibrate, required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
-from lightning_prune.core.recipe import Recipe, checked_rounds
+from lightning_prune.core.recipe import Recipe, as_text, checked_rounds, checked_solver
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Couples, Criterion, Granularity, Scope
+from lightning_prune.core.types import Couples, Criterion, Granularity, Scope, Solver
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
+from lightning_prune.model.layerwise import check_solver, solve_
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import needs_loss
@@ -58,6 +60,9 @@ class PostTrainingPruning(PruningCallback):
         reestimate_batch_norm: whether batch-norm statistics are computed anew on those batches, after pruning.
         report: whether to write `report.json` and `report.md` beside the run.
         budget: for coupled granularities (`Channel`, `Head`), what the smaller model may cost, in place of `sparsity`.
+        solver: how the weights that stay make up for those that go, layer by layer, on the calibration batches.
+        blocks: for a solver, path of the module whose children run one after the other, as decoder layers do; by
+            default the longest such chain, and without one each layer by itself.
 
     Coupled granularities, `Layer` among them, take out what they prune: the model is physically smaller afterwards.
 
@@ -87,6 +92,8 @@ class PostTrainingPruning(PruningCallback):
         reestimate_batch_norm: bool = False,
         report: bool = True,
         budget: Budget | None = None,
+        solver: Solver | None = None,
+        blocks: str | None = None,
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
         super().__init__(recipe, report=report)
@@ -97,6 +104,11 @@ class PostTrainingPruning(PruningCallback):
         )
         self.num_rounds = checked_rounds(num_rounds, budget=budget)
         self.reestimate_batch_norm = reestimate_batch_norm
+        self.solver, self.blocks = checked_solver(solver, granularity), blocks
+
+    def describe(self) -> dict[str, str]:
+        """Return the nouns as text."""
+        return super().describe() | ({"solver": as_text(self.solver)} if self.solver is not None else {})
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check before training what would only fail after it.
@@ -104,8 +116,7 @@ class PostTrainingPruning(PruningCallback):
         Raises:
             ValueError: the recipe does not fit the model, or there will be no best checkpoint.
         """
-        if not isinstance(self.recipe.granularity, Couples):
-            Pruner(pl_module, self.recipe)
+        self._check_fits(pl_module)
         if needs_loss(required_statistics(self.recipe.criterion)):
             loss_of(pl_module)
         monitored = (
@@ -148,8 +159,7 @@ class PostTrainingPruning(PruningCallback):
         Raises:
             ValueError: the recipe does not fit the model, or calibration data is missing.
         """
-        if not isinstance(self.recipe.granularity, Couples):
-            Pruner(model, self.recipe)  # refuse before anything is loaded or run
+        self._check_fits(model)
         follow_record_(model)
         self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(
@@ -165,6 +175,14 @@ class PostTrainingPruning(PruningCallback):
         self._finish_report(trainer, model)
         return self.metrics_after
 
+    def _check_fits(self, module: L.LightningModule) -> None:
+        """Refuse a recipe that does not fit the model, before anything is loaded or run."""
+        if isinstance(self.recipe.granularity, Couples):
+            return
+        pruner = Pruner(module, self.recipe)
+        if self.solver is not None:
+            check_solver(self.solver, pruner, self.num_rounds)
+
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
         is_coupled = isinstance(self.recipe.granularity, Couples)
         if is_coupled:
@@ -173,7 +191,9 @@ class PostTrainingPruning(PruningCallback):
         else:
             self.pruner = Pruner(module, self.recipe)
         statistics = self.pruner.statistics
-        needs_data = statistics.activations or statistics.gradients or self.reestimate_batch_norm
+        needs_data = (
+            statistics.activations or statistics.gradients or self.reestimate_batch_norm or self.solver
+        )
         batches: Iterable[Any] = ()
         if needs_data:
             loader = loader() if callable(loader) else loader
@@ -182,11 +202,26 @@ class PostTrainingPruning(PruningCallback):
             loss = loss_of(module) if statistics.needs_loss else None
             measure = partial(calibrate, statistics, module, batches, forward=step_of(module), loss=loss)
             update_ = partial(self._update_, step=trainer.global_step, progress=1.0)
-            prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_)
+            if self.solver is None:
+                prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_)
+            else:
+                self._solve_(self.solver, module, batches, measure, step=trainer.global_step, progress=1.0)
             if is_coupled:
                 self._shrink_(trainer, module)
             if self.reestimate_batch_norm:
                 reestimate_batch_norm_(module, batches, forward=step_of(module))
+
+    def _solve_(
+        self, solver: Solver, module: L.LightningModule, batches: Iterable[Any], measure: Any, **when: Any
+    ) -> None:
+        """Let the solver prune layer by layer, how many weights of each the criterion and the scope say."""
+        assert isinstance(self.pruner, Pruner)
+        measure()
+        self.pruner.choose_(1.0)
+        shown = partial(track, description=f"{type(solver).__name__}, layer by layer", transient=True)
+        solve_(self.pruner, solver, batches, forward=step_of(module), blocks=self.blocks, progress=shown)
+        self.pruner.apply_()
+        self._note_update(1.0, **when)
 
     def _save(self, trainer: L.Trainer) -> None:
         callback = trainer.checkpoint_callback

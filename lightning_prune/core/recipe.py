@@ -15,7 +15,7 @@ from lightning_prune.core.granularities import Layer, Weight
 from lightning_prune.core.patterns import check_patterns
 from lightning_prune.core.scopes.allocations import Fixed
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Couples, Criterion, Granularity, Name, Prescribes, Scope, Shape
+from lightning_prune.core.types import Couples, Criterion, Granularity, Name, Prescribes, Scope, Shape, Solver
 
 SHRINK = ("end", "update", "never")
 
@@ -159,3 +159,16 @@ def checked_shrink(
             f"PostTrainingPruning, but not {granularity} here."
         )
     return check_choice("shrink", "end" if shrink is None else shrink, choices)
+
+
+def checked_solver(solver: Solver | None, granularity: Granularity | Couples) -> Solver | None:
+    """Return a solver that fits the granularity.
+
+    Raises:
+        ValueError: a granularity that takes pieces out of the model, whose weights no solver sees.
+    """
+    if solver is not None and isinstance(granularity, Couples):
+        raise ValueError(
+            f"`solver` is for granularities of single tensors, but got {solver} with {granularity}."
+        )
+    return solver

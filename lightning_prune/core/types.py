@@ -26,6 +26,10 @@ One that scores whole outputs of a layer says so by an attribute `per_output = T
 layers that write them are read, since to those that read them it gives every channel the same."""
 
 
+Solver: TypeAlias = "Callable[..., tuple[Tensor, Tensor]]"
+"""How the weights that stay make up for others: (*, weight, gram, ...) -> new weight and mask, (out, in) all."""
+
+
 class LazyScores(Mapping[Name, "Tensor"]):
     """Scores that are computed when they are read, one parameter at a time, and not kept.
 

@@ -1,17 +1,14 @@
-"""A model and a recipe: masks are computed, kept and applied. `prune` is the functional form, no Trainer needed."""
+"""A model and a recipe: masks are computed, kept and applied."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Container, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_prune.core.criteria import required_statistics
-from lightning_prune.core.criteria.weights import Magnitude
-from lightning_prune.core.granularities import Weight
 from lightning_prune.core.masks import (
     PackedMask,
     check_mask,
@@ -24,14 +21,11 @@ from lightning_prune.core.masks import (
     without_pruned,
 )
 from lightning_prune.core.patterns import listed
-from lightning_prune.core.recipe import Recipe, checked_rounds
-from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Couples, Criterion, Granularity, Masks, Name, Scope
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.types import Couples, Masks, Name
 from lightning_prune.model.apply import Masked
-from lightning_prune.model.calibration import calibrate
-from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import Statistics
-from lightning_prune.model.targets import Pattern, select_targets
+from lightning_prune.model.targets import select_targets
 
 
 class Pruner(Masked):
@@ -54,7 +48,7 @@ class Pruner(Masked):
                 f"`granularity` is one of single tensors here, such as Weight(), but got {recipe.granularity}: what is "
                 "coupled across layers is taken out by `shrink(model, example, ...)`."
             )
-        self.recipe, self.granularity = recipe, recipe.granularity
+        self.model, self.recipe, self.granularity = model, recipe, recipe.granularity
         self.targets = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
         self.group_shapes = group_shapes(self.shapes, self.granularity)
@@ -87,6 +81,11 @@ class Pruner(Masked):
 
         What is pruned stays pruned, unless less sparsity than before is asked for: then all weights compete anew.
         """
+        self.choose_(fraction)
+        self.apply_()
+
+    def choose_(self, fraction: float) -> None:
+        """Compute new masks as `update_` does; no weight is changed yet."""
         requested = fraction * self.final_sparsity
         scores = group_scores(
             self.statistics.read(),
@@ -104,7 +103,6 @@ class Pruner(Masked):
         )
         self.requested = requested
         self.statistics.clear()
-        self.apply_()
 
     def forget(self) -> None:
         """Let all weights compete anew at the next update, those that are pruned by now among them."""
@@ -133,52 +131,3 @@ class Pruner(Masked):
         self.masks = {name: mask.to(self.targets[name].device) for name, mask in masks.items()}
         self.requested = float(state["requested"])
         self.statistics.load_state_dict(state["statistics"])
-
-
-def prune(
-    model: nn.Module,
-    sparsity: float | Mapping[str, float] | None = None,
-    *,
-    batches: Iterable[Any] | None = None,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
-    loss: Callable[[nn.Module, Any], Tensor] | None = None,
-    criterion: Criterion = Magnitude(),
-    granularity: Granularity = Weight(),
-    scope: Scope = Global(),
-    include: Sequence[Pattern] | None = None,
-    exclude: Sequence[Pattern] = (),
-    num_rounds: int = 1,
-) -> Masks:
-    """Prune a model in one shot, in place, and return the masks (True is kept).
-
-    Args:
-        model: any module.
-        sparsity: fraction removed, in [0, 1); numbers by name pattern; None where the scope prescribes it.
-        batches: calibration data, for criteria by activations or gradients.
-        forward: (model, batch) -> anything, runs the model on one batch; by default a mapping is passed as keyword
-            arguments, of a tuple or list the first entry, anything else as it is.
-        loss: (model, batch) -> scalar, for criteria by gradients.
-        criterion: how good each weight is.
-        granularity: what goes as one piece.
-        scope: who competes with whom.
-        include: patterns or module types to prune; by default linear, convolution and attention weights.
-        exclude: patterns or module types to leave out.
-        num_rounds: in how many rounds density falls to its end, by the same factor in each, with statistics of what the
-            round before has left; at least 1.
-
-    Raises:
-        ValueError: a value out of its range, a pattern without a match, or missing calibration data. The model is
-            then as it was.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> masks = prune(net, sparsity=0.75)
-        >>> sum(int(mask.sum()) for mask in masks.values()), sum(int((m.weight != 0).sum()) for m in (net[0], net[2]))
-        (6, 6)
-    """
-    pruner = Pruner(model, Recipe(sparsity, criterion, granularity, scope, include, exclude))
-    if batches is not None and num_rounds > 1:
-        batches = list(batches)
-    measure = partial(calibrate, pruner.statistics, model, batches, forward=forward, loss=loss)
-    prune_in_rounds_(pruner, checked_rounds(num_rounds), measure)
-    return pruner.masks

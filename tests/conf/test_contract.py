@@ -21,7 +21,8 @@ FILES = [(axis, name) for axis in config.AXES for name in options(f"pruning/{axi
 
 
 def noun_of(axis: str, name: str) -> object:
-    cfg = composed("pruning=gradual", f"pruning/{axis}={name}", *MISSING.get(name, []))
+    recipe = "one_shot" if axis == "solver" else "gradual"
+    cfg = composed(f"pruning={recipe}", f"pruning/{axis}={name}", *MISSING.get(name, []))
     return instantiate(cfg.pruning[axis])
 
 

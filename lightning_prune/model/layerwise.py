@@ -1,0 +1,92 @@
+"""Solvers at work: layers are pruned one after the other, each on what the pruned ones before it give."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.granularities import Weight
+from lightning_prune.core.quotas import Quota
+from lightning_prune.core.types import Name, Solver
+from lightning_prune.model.calibration import call_model, evaluating
+from lightning_prune.model.matrices import Grams, Matrix, matrix_of
+from lightning_prune.model.passes import Step
+from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.stages import stages_of
+
+T = TypeVar("T")
+Progress = Callable[[Iterable[T]], Iterable[T]]
+
+
+def check_solver(solver: Solver, pruner: Pruner, num_rounds: int = 1) -> dict[Name, Matrix]:
+    """Return the matrices of a pruner's targets.
+
+    Raises:
+        ValueError: a layer that no solver knows, more than one round, or a solver that chooses single weights for
+            another granularity.
+    """
+    if num_rounds != 1:
+        raise ValueError(f"`num_rounds` is 1 with a solver, but got {num_rounds}.")
+    if "quota" in inspect.signature(solver).parameters and pruner.granularity != Weight():
+        raise ValueError(
+            f"`solver` {solver} chooses single weights, but got {pruner.granularity}: use LeastSquares."
+        )
+    return {name: matrix_of(pruner.model, name, parameter) for name, parameter in pruner.targets.items()}
+
+
+@torch.no_grad()
+def solve_(
+    pruner: Pruner,
+    solver: Solver,
+    batches: Iterable[Any] | None,
+    *,
+    forward: Step | None = None,
+    blocks: str | None = None,
+    progress: Progress[Any] = iter,
+) -> None:
+    """Prune each target by a solver, in place, in the order in which they run; the pruner's masks follow.
+
+    The memory is that of one layer's or one block's Gram matrices (in x in float64 each) and of the activations between
+    two blocks, whatever the depth. What is done when a layer cannot be solved stays done.
+
+    Args:
+        pruner: its masks are chosen, and not applied yet.
+        solver: weight, gram and what else it asks for -> new weight and mask.
+        batches: calibration data.
+        forward: as for `calibrate`.
+        blocks: path of the module that holds the blocks; by default the longest chain that is found.
+        progress: stages -> the same, shown as they go by.
+
+    Raises:
+        ValueError: no calibration data, a layer that does not run, or inputs that are not finite.
+    """
+    matrices, data = check_solver(solver, pruner), list(batches or ())
+    if not data:
+        raise ValueError("`batches` is calibration data, which a solver needs, but got none.")
+    model = pruner.model
+    with evaluating(model):
+        for stage in progress(stages_of(model, matrices, data, forward or call_model, blocks)):
+            grams = Grams({name: matrices[name] for name in stage.names})
+            with grams.watch():
+                stage.run()
+            for name in stage.names:
+                _solve_one_(pruner, solver, name, matrices[name], grams.read(name))
+            stage.leave()
+
+
+def _solve_one_(pruner: Pruner, solver: Solver, name: Name, matrix: Matrix, gram: Tensor) -> None:
+    if not bool(gram.isfinite().all()):
+        raise ValueError(f"`{name}` has inputs that are infinite or NaN on calibration data.")
+    parameter = pruner.targets[name]
+    weight = matrix.to_matrix(parameter.detach().float())
+    mask = matrix.to_matrix(pruner.masks[name]) if name in pruner.masks else torch.ones_like(weight).bool()
+    quota = Quota(pruner.recipe.scope, int(mask.sum()), (weight.shape[0], weight.shape[1]))
+    offered = {"weight": weight, "gram": gram, "mask": mask, "quota": quota}
+    wanted = inspect.signature(solver).parameters
+    new, kept = solver(**{key: value for key, value in offered.items() if key in wanted})
+    parameter.copy_(matrix.to_weight(new))
+    pruner.masks[name] = matrix.to_weight(kept).contiguous()

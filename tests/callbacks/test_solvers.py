@@ -1,0 +1,80 @@
+"""Solvers after training, by the callback: the module's own steps calibrate, and the report says what was done."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lightning_prune import Channel, LeastSquares, Local, NofM, PostTrainingPruning, SparseGPT
+from tests.callbacks.toy import Toy, data, trainer
+
+
+@pytest.mark.parametrize("solver", [SparseGPT(), LeastSquares()], ids=lambda s: type(s).__name__)
+def test_it_loses_less_than_zeroing_does(solver, tmp_path):
+    losses = {}
+    for name, chosen in (("zeroed", None), ("solved", solver)):
+        callback = PostTrainingPruning(0.5, scope=Local(), solver=chosen, report=False)
+        module = Toy()
+        trainer(callback, max_epochs=8, default_root_dir=tmp_path).fit(module, data(), data())
+        assert callback.pruner.sparsity == pytest.approx(0.5)
+        for weight, mask in ((module.get_parameter(n), m) for n, m in callback.masks.items()):
+            assert not weight[~mask].any()
+        losses[name] = callback.metrics_after["val/loss"]
+    assert losses["solved"] < losses["zeroed"]
+
+
+def test_a_checkpoint_is_pruned_without_training(tmp_path):
+    dense = Toy()
+    fitted = trainer(max_epochs=2, default_root_dir=tmp_path)
+    fitted.fit(dense, data(), data())
+    fitted.save_checkpoint(tmp_path / "dense.ckpt")
+    callback = PostTrainingPruning(scope=NofM(), solver=SparseGPT(), report=False)
+    module = Toy()
+    module.train_dataloader, module.val_dataloader = data, data
+    callback.run(trainer(callback, default_root_dir=tmp_path), module, ckpt_path=tmp_path / "dense.ckpt")
+    assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in callback.masks.values())
+    saved = torch.load(callback.path, weights_only=True)
+    assert saved["callbacks"]["PostTrainingPruning"]["nouns"]["solver"] == str(SparseGPT())
+    assert saved["state_dict"].keys() == Toy().state_dict().keys()
+    for name, mask in callback.masks.items():
+        assert not saved["state_dict"][name][~mask].any()
+
+
+def test_what_does_not_fit_is_refused_before_training(tmp_path):
+    with pytest.raises(
+        ValueError, match="`solver` is for granularities of single tensors, but got .* Channel"
+    ):
+        PostTrainingPruning(0.5, granularity=Channel(), solver=SparseGPT())
+
+    class Grouped(Toy):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv1d(8, 8, 1, groups=8)
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("it should not come to this")
+
+    callback = PostTrainingPruning(0.5, scope=Local(), solver=SparseGPT(), report=False)
+    with pytest.raises(ValueError, match="`conv.weight` belongs to Conv1d: exclude it"):
+        trainer(callback, default_root_dir=tmp_path).fit(Grouped(), data(), data())
+
+
+def test_a_language_model_is_walked_through_block_by_block(tmp_path):
+    from lightning_prune.examples.tasks import LanguageModel
+
+    torch.manual_seed(0)
+    module = LanguageModel("GPT", vocab_size=11, num_layers=2, num_heads=2, width=32)
+    tokens = torch.randint(0, 11, (8, 17))
+    loader = torch.utils.data.DataLoader(list(zip(tokens[:, :-1], tokens[:, 1:], strict=True)), batch_size=4)
+    callback = PostTrainingPruning(
+        0.5,
+        scope=Local(),
+        solver=SparseGPT(),
+        blocks="network.blocks",
+        exclude=["network.head"],
+        report=False,
+    )
+    before = F.cross_entropy(module(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    module.train_dataloader = module.val_dataloader = lambda: loader
+    after = callback.run(trainer(callback, default_root_dir=tmp_path), module)
+    assert len(callback.masks) == 8 and callback.pruner.sparsity == pytest.approx(0.5)
+    assert after["val/perplexity"] == pytest.approx(float(before.detach().exp()), rel=0.1)
