@@ -53,7 +53,15 @@ PUBLISHED = {
     ("lenet5-mnist", 0.99): "99.17 sparse momentum, 99.1 DNS (99.1 %)",
 }
 """Figures of other authors for the same network and data, their training budgets being their own."""
-STRUCTURED = {"global_structured", "local_structured", "heads", "depth", "latency_budget", "rows"}
+STRUCTURED = {
+    "global_structured",
+    "local_structured",
+    "network_slimming",
+    "heads",
+    "depth",
+    "latency_budget",
+    "rows",
+}
 MODEL_PRUNING = "Lightning's ModelPruning"
 
 

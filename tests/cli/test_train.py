@@ -17,6 +17,7 @@ EXPECTED = {"none": 0.0, "n_of_m": None, "rows": 0.5}
 STRUCTURED = {  # recipe -> sparsity of its pieces, further settings
     "global_structured": (0.5, ()),
     "local_structured": (0.5, ()),
+    "network_slimming": (0.5, ()),
     "latency_budget": (None, ("pruning.budget.tolerance=0.4",)),  # no quiet machine is asked for
     "heads": (0.25, ("model=gpt", "data=tinyshakespeare", "model.num_layers=1", "data.block_size=16")),
     "depth": (0.25, ("model=resnet20",)),
