@@ -1,0 +1,228 @@
+"""One-shot pruning of a small GPT: perplexity after each method, and the memory of SparseGPT as models get deeper.
+
+    python -m benchmarks.language_models --root ../shared/data
+
+A GPT of 4 layers and width 128 is trained on tiny-shakespeare for 1000 steps (once; the checkpoint is kept under
+--cache) and pruned by the recipes of `conf/pruning`, without any training after: what `python train.py train=false`
+does. The second table prunes untrained GPTs of growing depth, each in a process of its own, and gives the highest
+resident memory above that of the model and its data, beside what the Gram matrices of all layers at once would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from benchmarks.record import RESULTS, facts, table
+from lightning_prune import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMON = ["model=gpt", "data=tinyshakespeare", "logger=none", "trainer.accelerator=cpu"]
+COMMON += [
+    "trainer.enable_progress_bar=false",
+    "callbacks.monitor.latency=false",
+    "callbacks.monitor.show=false",
+]
+EXCLUDED = "pruning.exclude=[network.embedding, network.positions, network.head]"
+METHODS = {
+    "magnitude, per layer": ["one_shot", "pruning/scope=local"],
+    "magnitude, global": ["one_shot"],
+    "Wanda": ["wanda"],
+    "least squares after magnitude, per layer": ["reconstruct", "pruning/scope=local"],
+    "least squares after Wanda": ["wanda", "pruning/solver=least_squares"],
+    "SparseGPT": ["sparsegpt"],
+}
+PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
+ANCHORS = {  # by hand-made loops on another training of the same network; dense 6.303
+    "magnitude, per layer": {"50%": 6.845, "60%": 7.970, "70%": 10.98, "2:4": 8.792, "4:8": 7.724},
+    "magnitude, global": {"50%": 6.757, "60%": 7.555, "70%": 9.71},
+    "Wanda": {"50%": 6.891, "60%": 8.229, "70%": 12.47, "2:4": 8.877, "4:8": 7.745},
+    "SparseGPT": {"50%": 6.554, "60%": 7.102, "70%": 9.14, "2:4": 7.107, "4:8": 6.732},
+}
+DEPTHS = (2, 4, 8, 16)
+WIDTH = 256
+
+
+def run(words: list[str], root: str) -> dict[str, Any]:
+    """Do what the command line says, in a folder that goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*COMMON, *words, f"data.root={root}", f"hydra.runtime.output_dir={folder}"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("train", words, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with contextlib.redirect_stdout(io.StringIO()):
+            metrics = cli.train(cfg)
+    assert isinstance(metrics, dict)
+    return metrics
+
+
+def trained(root: str, cache: Path, steps: int, seed: int) -> Path:
+    """Return a checkpoint of the dense model, trained if it is not there."""
+    path = cache / f"gpt-{steps}-{seed}.ckpt"
+    if not path.is_file():
+        words = [
+            f"+trainer.max_steps={steps}",
+            "trainer.max_epochs=-1",
+            f"seed={seed}",
+            "+trainer.limit_val_batches=0",
+        ]
+        run(
+            [*words, f"callbacks.checkpoint.dirpath={cache}", f"callbacks.checkpoint.filename={path.stem}"],
+            root,
+        )
+    return path
+
+
+def prunings(sparsities: list[float]) -> list[tuple[str, str, list[str]]]:
+    """Return method, cell and what the command line says, of all runs."""
+    found = [("dense", "", ["pruning=one_shot", "pruning.sparsity=0.0"])]
+    for method, (recipe, *more) in METHODS.items():
+        for sparsity in sparsities:
+            found.append(
+                (method, f"{sparsity:.0%}", [f"pruning={recipe}", *more, f"pruning.sparsity={sparsity}"])
+            )
+        if method == "magnitude, global":
+            continue
+        others = [word for word in more if "scope" not in word]
+        for cell, (n, m) in PATTERNS.items():
+            scope = [
+                "pruning/scope=n_of_m",
+                f"pruning.scope.n={n}",
+                f"pruning.scope.m={m}",
+                "pruning.sparsity=null",
+            ]
+            found.append((method, cell, [f"pruning={recipe}", *others, *scope]))
+    return found
+
+
+def measure_memory(depth: int) -> dict[str, Any]:
+    """Prune an untrained GPT by SparseGPT, and return the peak above what was there before."""
+    receive, send = multiprocessing.Pipe(duplex=False)
+
+    def work() -> None:
+        from lightning_prune import Local, SparseGPT, prune
+        from lightning_prune.examples.networks import GPT
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        model = GPT(num_layers=depth, width=WIDTH, num_heads=4).eval()
+        batches = [torch.randint(0, 65, (8, 128)) for _ in range(8)]
+        warm = GPT(num_layers=2, width=WIDTH, num_heads=4).eval()
+        prune(
+            warm, 0.5, scope=Local(), solver=SparseGPT(), batches=batches[:1], exclude=["head"]
+        )  # buffers of libraries
+        before, start = _resident(), time.process_time()
+        _reset_peak()
+        prune(model, 0.5, scope=Local(), solver=SparseGPT(), batches=batches, exclude=["head"])
+        grams = sum(
+            p.shape[1] ** 2 * 8 for n, p in model.named_parameters() if p.dim() == 2 and "blocks" in n
+        )
+        weights = sum(p.numel() * 4 for p in model.parameters())
+        masks = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2)
+        send.send(
+            {
+                "depth": depth,
+                "weights_mb": weights / 1e6,
+                "masks_mb": masks / 1e6,
+                "peak_mb": _peak() - before,
+                "all_grams_mb": grams / 1e6,
+                "cpu_seconds": time.process_time() - start,
+            }
+        )
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    send.close()
+    found: dict[str, Any] = receive.recv()
+    process.join()
+    return found
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(key))
+
+
+def _resident() -> float:
+    return _status("VmRSS")
+
+
+def _peak() -> float:
+    return max(_status("VmHWM"), 0.0)
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):  # without it the peak of the warm-up counts, which is no higher
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def summary(record: dict[str, Any]) -> str:
+    """Return both tables."""
+    dense, rows = record["rows"][0]["perplexity"], record["rows"][1:]
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    lines = []
+    for method in METHODS:
+        line = {"method": method}
+        for cell in cells:
+            found = [row["perplexity"] for row in rows if (row["method"], row["cell"]) == (method, cell)]
+            known = ANCHORS.get(method, {}).get(cell)
+            told = f" (hand-made {known / 6.303:.3f})" if known else ""
+            line[cell] = f"{found[0]:.3f}, {found[0] / dense:.3f}x{told}" if found else "–"
+        lines.append(line)
+    memory = [{key: f"{value:.4g}" for key, value in row.items()} for row in record["memory"]]
+    return f"dense {dense:.3f}\n\n{table(lines)}\n\n" + (table(memory) if memory else "")
+
+
+def main() -> None:
+    """Train if need be, prune in every way that is not done yet, and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", default=str(ROOT / "data"), help="folder with tinyshakespeare.txt")
+    parser.add_argument("--cache", type=Path, default=Path("outputs/language_models"))
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6, 0.7])
+    parser.add_argument("--out", type=Path, default=RESULTS / "language_models.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    path = trained(options.root, options.cache.resolve(), options.steps, options.seed)
+    known = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": [], "memory": []}
+    record = {**known, **facts(options.seed)}
+    for method, cell, words in prunings(options.sparsities):
+        if any((row["method"], row["cell"]) == (method, cell) for row in record["rows"]):
+            continue
+        start = time.process_time()
+        found = run([*words, EXCLUDED, "train=false", "test=false", f"ckpt_path={path}"], options.root)
+        seconds = time.process_time() - start
+        row = {
+            "method": method,
+            "cell": cell,
+            "perplexity": found["val/perplexity"],
+            "cpu_seconds": round(seconds, 1),
+        }
+        record["rows"].append(row)
+        print(row, flush=True)
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    for depth in DEPTHS:
+        if not any(row["depth"] == depth for row in record["memory"]):
+            record["memory"].append(measure_memory(depth))
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(summary(record))
+
+
+if __name__ == "__main__":
+    main()
