@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.initial import InitialPruning as InitialPruning
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
+    from lightning_prune.callbacks.rewinding import WeightRewinding as WeightRewinding
     from lightning_prune.callbacks.sparse_training import SparseTraining as SparseTraining
     from lightning_prune.callbacks.train_time import TrainTimePruning as TrainTimePruning
     from lightning_prune.core.budgets import Budget as Budget
@@ -67,6 +68,7 @@ _HOMES = {
     "callbacks.initial": ("InitialPruning",),
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),
+    "callbacks.rewinding": ("WeightRewinding",),
     "callbacks.sparse_training": ("SparseTraining",),
     "callbacks.train_time": ("TrainTimePruning",),
     "core.criteria.activations": ("APoZ", "ActivationVariance", "BatchNormScale", "MeanActivation", "Wanda"),

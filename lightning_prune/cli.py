@@ -100,7 +100,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
         trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
     else:
         _pruning_callback(trainer).run(trainer, model, datamodule, cfg.ckpt_path)
-    metrics = as_numbers(trainer.callback_metrics) | _reported(trainer)
+    metrics = as_numbers(trainer.callback_metrics) | _reported(trainer) | _levels(trainer)
     if cfg.test:
         trainer.test(model, datamodule=datamodule, verbose=False)
         metrics |= as_numbers(trainer.callback_metrics)
@@ -247,6 +247,15 @@ def _reported(trainer: L.Trainer) -> Metrics:
     sizes = {"params": cost.params, "nonzeros": cost.nonzeros} if cost else {}
     known = {"sparsity": report.achieved_sparsity or 0.0, **sizes, **report.metrics_after}
     return {name: float(value) for name, value in known.items() if value is not None}
+
+
+def _levels(trainer: L.Trainer) -> Metrics:
+    """What each level of a run that rewinds has come to: "level2/val/acc"."""
+    from lightning_prune import WeightRewinding
+
+    callbacks = [cb for cb in trainer.callbacks if isinstance(cb, WeightRewinding)]  # type: ignore[attr-defined]
+    levels = [found for callback in callbacks for found in callback.levels]
+    return {f"level{f['level']:.0f}/{name}": v for f in levels for name, v in f.items() if name != "level"}
 
 
 def _check_example(node: DictConfig, settings: type[Loading] | type[Optimization]) -> None:

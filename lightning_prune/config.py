@@ -22,6 +22,7 @@ from omegaconf import MISSING
 import lightning_prune
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.regrowth import SparseRecipe
+from lightning_prune.core.rewinding import RewindingRecipe
 
 GROUP = "lightning_prune"
 AXES = {
@@ -103,6 +104,11 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
         SparseRecipe,
         "lightning_prune.SparseTraining",
         {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True)},
+    ),
+    "rewinding": (
+        RewindingRecipe,
+        "lightning_prune.WeightRewinding",
+        {"report": (bool, True)},
     ),
     "post_training": (
         Recipe,

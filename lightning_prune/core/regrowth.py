@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_prune import core
 from lightning_prune.core.checks import check_range
-from lightning_prune.core.criteria import check_can_train, required_statistics
+from lightning_prune.core.criteria import DATA_FREE, check_can_train, required_statistics
 from lightning_prune.core.criteria.gradients import GradientMagnitude
 from lightning_prune.core.criteria.weights import Magnitude, Random
 from lightning_prune.core.recipe import Recipe, as_text
@@ -21,8 +21,6 @@ from lightning_prune.core.types import Criterion, Schedule, Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DATA_FREE = {"weight", "name"}
 
 
 @dataclass(frozen=True)

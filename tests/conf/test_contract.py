@@ -73,7 +73,7 @@ def test_a_callback_has_the_arguments_and_defaults_of_its_schema(name):
 @pytest.mark.parametrize("axis", config.AXES)
 def test_the_plain_recipes_have_the_nouns_that_the_callbacks_have_by_default(axis):
     plain = {"gradual": "TrainTimePruning", "one_shot": "PostTrainingPruning"}
-    plain |= {"snip": "InitialPruning", "rigl": "SparseTraining"}
+    plain |= {"snip": "InitialPruning", "rigl": "SparseTraining", "lottery_ticket": "WeightRewinding"}
     for recipe, name in plain.items():
         signature = inspect.signature(getattr(lightning_prune, name)).parameters
         if axis in signature:
@@ -92,6 +92,7 @@ def test_every_recipe_composes_passes_its_checks_and_adds_one_callback(recipe):
             "PostTrainingPruning",
             "InitialPruning",
             "SparseTraining",
+            "WeightRewinding",
         }
 
 

@@ -12,6 +12,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+DATA_FREE = {"name", "weight"}
+"""Statistics that are there before any data has been seen."""
 ONLY_IN_TRAINING = ("movement",)
 ONLY_FROM_BATCHES = ("hessian_diagonal", "hessian_gradient", "flow_gradient")
 """Statistics that training does not come by: they take passes of their own over calibration batches."""

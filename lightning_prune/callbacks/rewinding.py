@@ -1,0 +1,191 @@
+"""Lottery tickets: train, prune, go back to an early moment of the run, and train what is left again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+
+from lightning_prune.callbacks.in_training import InTraining
+from lightning_prune.core.criteria.weights import Magnitude
+from lightning_prune.core.granularities import Weight
+from lightning_prune.core.ramp import Ramp
+from lightning_prune.core.rewinding import RewindingRecipe
+from lightning_prune.core.schedules import Constant
+from lightning_prune.core.scopes.rankings import Global
+from lightning_prune.core.types import Couples, Criterion, Granularity, Scope
+from lightning_prune.core.windows import StepWindow, Window
+from lightning_prune.model.optimizer import mask_state_
+from lightning_prune.model.rewind import Snapshot, rewind_, take
+
+
+class WeightRewinding(InTraining):
+    """Iterative pruning with rewinding: the network is trained `num_levels` + 1 times, sparser each time, in one fit.
+
+    Frankle & Carbin 2018 (arXiv:1803.03635): train, prune the smallest weights, set the others back to where they
+    began, train again; density falls by the same factor at each level, (1 - `sparsity`)^(k / `num_levels`) after level
+    k. `epoch` above 0 goes back to an early epoch instead of the initialisation (Frankle et al. 2019,
+    arXiv:1903.01611); `rewind="learning_rate"` keeps what was learned and only starts the learning-rate schedule again
+    (Renda et al. 2020, arXiv:2003.02389).
+
+    `max_epochs` of the Trainer is the length of *one* training, which the learning-rate schedule spans as it would
+    without pruning; the callback makes the fit longer: `max_epochs` + `num_levels` * (`max_epochs` - `epoch`) epochs in
+    all. Weights, buffers, optimizers and schedules are set back when a level begins, so that the checkpoint at the end
+    of each level holds what was trained in it; the snapshot travels in every checkpoint, and a run resumed at any level
+    goes on bit for bit. `levels` has the metrics at the end of each.
+
+    Cost: `num_levels` further trainings; a copy of weights and optimizer state in memory and in checkpoints.
+
+    When: to look for sparse networks that train as well as dense ones, or, with "learning_rate", for the best accuracy
+        at a sparsity where training time does not matter.
+
+    Args:
+        sparsity: fraction of the groups removed in the end, in [0, 1); numbers by name pattern; None where the scope
+            prescribes it.
+        num_levels: how often it is pruned and trained again, at least 1.
+        rewind: what goes back, "weights" (all of the run) or the "learning_rate" alone.
+        epoch: the epoch that the run goes back to the beginning of, below `max_epochs`; 0 is the initialisation.
+        criterion: how good each weight is, by value or name: it is asked between two trainings, where no data is seen.
+        granularity: what goes as one piece, of single tensors.
+        scope: who competes with whom.
+        include: patterns or module types to prune; by default the linear, convolution and attention weights that are
+            trained.
+        exclude: patterns or module types to leave out.
+        report: whether to write `report.json` and `report.md` beside the run.
+
+    Raises:
+        ValueError: a value out of its range, at once; a Trainer without `max_epochs`, before the first step.
+
+    Example:
+        >>> from lightning_prune import WeightRewinding
+        >>> WeightRewinding(sparsity=0.9, num_levels=10, epoch=1).describe()["epoch"]
+        '1'
+    """
+
+    kind = "rewinding"
+
+    def __init__(
+        self,
+        sparsity: float | Mapping[str, float] | None = None,
+        *,
+        num_levels: int = 5,
+        rewind: str = "weights",
+        epoch: int = 0,
+        criterion: Criterion = Magnitude(),
+        granularity: Granularity | Couples = Weight(),
+        scope: Scope = Global(),
+        include: Sequence[Any] | None = None,
+        exclude: Sequence[Any] = (),
+        report: bool = True,
+    ) -> None:
+        self.chosen = RewindingRecipe(
+            sparsity, criterion, granularity, scope, include, exclude, num_levels, rewind, epoch
+        )
+        super().__init__(self.chosen.plain, schedule=Constant(), window=Window(end=0.0), report=report)
+        self.level = 0
+        self.levels: list[dict[str, float]] = []
+        """Level, sparsity and the metrics at its end, of all levels that are done."""
+        self.snapshot: Snapshot | None = None
+        self._num_epochs = 0
+
+    def describe(self) -> dict[str, str]:
+        """Return the nouns as text."""
+        nouns = {n: text for n, text in super().describe().items() if n not in ("schedule", "window")}
+        return nouns | self.chosen.describe()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the fit as long as all levels together, and go on from what was loaded.
+
+        Raises:
+            ValueError: the Trainer does not count in epochs, or `epoch` is none of its.
+        """
+        length = trainer.max_epochs
+        if length is None or length < 1 or trainer.max_steps != -1:
+            raise ValueError(
+                f"`max_epochs` is the length of one training, at least 1, and `max_steps` is not set, but got "
+                f"{length} and {trainer.max_steps}."
+            )
+        if self.chosen.epoch >= length:
+            raise ValueError(f"`epoch` is one of the first training's {length}, but got {self.chosen.epoch}.")
+        self.level, self.levels, self.snapshot = 0, [], None
+        super().on_fit_start(trainer, pl_module)
+        self._num_epochs = length
+        trainer.fit_loop.max_epochs = self._end_of(self.chosen.num_levels)
+
+    def _end_of(self, level: int) -> int:
+        return self.chosen.num_epochs(level, self._num_epochs)
+
+    def _restore_(self, state: dict[str, Any]) -> None:
+        super()._restore_(state)
+        self.level, self.levels, self.snapshot = state["level"], list(state["levels"]), state["snapshot"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count on from where the run was."""
+        num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.ramp = Ramp(self.schedule, StepWindow(0, 0, 1), num_done)
+        self.ramp.is_due = False
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the snapshot, or prune and go back to it, where a level begins."""
+        self._begin_level_(trainer, pl_module)
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any
+    ) -> None:
+        """Do the same in a run that is resumed where an epoch ended, which does not say that the next one starts."""
+        self._begin_level_(trainer, pl_module)
+        super().on_train_batch_start(trainer, pl_module, batch, *rest)
+
+    def _begin_level_(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        if self.snapshot is None and trainer.current_epoch == self.chosen.epoch:
+            self.snapshot = take(pl_module, trainer.optimizers, schedulers)
+        if self.level == self.chosen.num_levels or trainer.current_epoch < self._end_of(self.level):
+            return
+        self._note_level({})
+        self.level += 1
+        self._prune_()
+        assert self.snapshot is not None
+        is_back = self.chosen.rewind == "weights"
+        rewind_(self.snapshot, pl_module, trainer.optimizers, schedulers, weights=is_back)
+        self._pruner.apply_()
+        mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
+
+    def _prune_(self) -> None:
+        final = self._pruner.final_sparsity
+        fraction = self.chosen.sparsity_at(self.level, final) / final if final else 0.0
+        self._update_(fraction, step=self._ramp.num_steps, progress=self.level / self.chosen.num_levels)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write down what a level has come to."""
+        if trainer.current_epoch + 1 == self._end_of(self.level):
+            found = trainer.callback_metrics.items()
+            self._note_level({name: float(value) for name, value in found if value.numel() == 1})
+
+    def _note_level(self, metrics: dict[str, float]) -> None:
+        """Write down a level once; one whose end was lost with a killed process has no metrics."""
+        if len(self.levels) == self.level:
+            self.levels.append({"level": float(self.level), "sparsity": self._pruner.sparsity} | metrics)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where training stopped before the last level."""
+        super().on_train_end(trainer, pl_module)
+        if self.level < self.chosen.num_levels:
+            where = f"level {self.level} of {self.chosen.num_levels}"
+            self._warn(f"Training stopped in {where}: sparsity is {self._pruner.sparsity:.4f}.")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the Trainer its own length back."""
+        super().teardown(trainer, pl_module, stage)
+        if self._num_epochs:
+            trainer.fit_loop.max_epochs, self._num_epochs = self._num_epochs, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks, updates, levels and the snapshot, safe under `torch.load(weights_only=True)`."""
+        own = {"level": self.level, "levels": list(self.levels), "snapshot": self.snapshot}
+        return {**super().state_dict(), **own} if self.pruner is not None else super().state_dict()
+
+    def _update_if_due(self) -> None:
+        """Do nothing: levels begin with epochs."""
