@@ -53,15 +53,24 @@ PUBLISHED = {
     ("lenet5-mnist", 0.99): "99.17 sparse momentum, 99.1 DNS (99.1 %)",
 }
 """Figures of other authors for the same network and data, their training budgets being their own."""
-STRUCTURED = {
+LEFT_OUT = {
+    "none",
+    "gradual",
+    "rows",
     "global_structured",
     "local_structured",
     "network_slimming",
     "heads",
     "depth",
-    "latency_budget",
-    "rows",
 }
+LEFT_OUT |= {"latency_budget"}
+"""Recipes that remove more than single weights; `gradual` is what global_unstructured is."""
+IN_TRAININGS = {
+    "lottery_ticket": ["trainer.max_epochs={one}", "pruning.num_levels={levels}"],
+    "rewinding": ["trainer.max_epochs={one}", "pruning.num_levels={short}"],
+    "lr_rewinding": ["trainer.max_epochs={one}", "pruning.num_levels={levels}"],
+}
+"""What makes several trainings together as long as one of the others; those of `rewinding` are an epoch shorter."""
 MODEL_PRUNING = "Lightning's ModelPruning"
 
 
@@ -69,7 +78,7 @@ def methods() -> list[str]:
     """Return the recipes that take a sparsity and remove single weights, and the baseline from Lightning."""
     found = []
     for path in sorted((ROOT / "conf" / "pruning").glob("*.yaml")):
-        if path.stem not in STRUCTURED | {"none"}:
+        if path.stem not in LEFT_OUT:
             pruning = composed(path.stem, 0.5, "mlp-mnist", "", None).get("pruning")
             if pruning and pruning.get("sparsity") is not None:
                 found.append(path.stem)
@@ -81,6 +90,9 @@ def composed(method: str, sparsity: float, setting: str, root: str, folder: str 
     epochs, overrides = SETTINGS[setting]
     recipe = "none" if method in ("dense", MODEL_PRUNING) else method
     words = [*overrides, f"pruning={recipe}", f"trainer.max_epochs={epochs}", f"seed={seed}"]
+    one = max(2, epochs // 5)
+    levels, short = (epochs - one) // one, (epochs - one) // (one - 1)
+    words += [word.format(one=one, levels=levels, short=short) for word in IN_TRAININGS.get(method, ())]
     words += ["callbacks=none", "logger=none", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
     words += [f"hydra.runtime.output_dir={folder or '.'}", *([f"data.root={root}"] if root else [])]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
