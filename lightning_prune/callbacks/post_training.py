@@ -45,6 +45,10 @@ class PostTrainingPruning(PruningCallback):
     The model is validated before and after, and saved as `pruned.ckpt` beside the other checkpoints. Criteria by
     activations or gradients are calibrated on training batches, through the module's own `training_step`.
 
+    Cost: the passes of the criterion over the calibration batches, and those of the solver; two validations.
+
+    When: the model is trained already, and training it again is out of the question.
+
     Args:
         sparsity: fraction of the groups removed, in [0, 1); numbers by name pattern; None where the scope prescribes
             it.
