@@ -27,6 +27,7 @@ CALLBACKS = (
     "InitialPruning",
     "SparseTraining",
     "WeightRewinding",
+    "Distillation",
 )
 PRICED = ("criterion", "solver")
 """Axes whose members say what they cost and when they are used."""

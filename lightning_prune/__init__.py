@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_prune.callbacks.distillation import Distillation as Distillation
     from lightning_prune.callbacks.initial import InitialPruning as InitialPruning
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from lightning_prune.model.shrinking import shrink as shrink
 
 _HOMES = {
+    "callbacks.distillation": ("Distillation",),
     "callbacks.initial": ("InitialPruning",),
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),

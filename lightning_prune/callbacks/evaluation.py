@@ -114,10 +114,15 @@ def loss_of(module: L.LightningModule) -> Any:
 @contextmanager
 def silenced(module: L.LightningModule) -> Iterator[None]:
     """Let a module's steps run without logging anything or leaving a trace in its metrics."""
+    before = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
     module.__dict__["log"] = module.__dict__["log_dict"] = lambda *args, **kwargs: None
     try:
         yield
     finally:
-        del module.__dict__["log"], module.__dict__["log_dict"]
+        for name, value in before.items():
+            if value is None:
+                del module.__dict__[name]
+            else:
+                module.__dict__[name] = value
         for metric in (m for m in module.modules() if isinstance(m, Metric)):
             metric.reset()

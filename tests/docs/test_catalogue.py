@@ -31,7 +31,9 @@ def test_each_callback_does_so_too(name):
 
 
 def test_papers_are_read_off_the_text():
-    text = "What.\n\nSun et al. 2023 (arXiv:2306.11695), section 3; Mocanu et al. 2018, SET (arXiv:1707.04780).\n\nArgs:"
+    text = (
+        "Sun et al. 2023 (arXiv:2306.11695), section 3; Mocanu et al. 2018, SET (arXiv:1707.04780).\n\nArgs:"
+    )
     first, second = CATALOGUE["papers_of"](text).split(", ")
     assert first == "[Sun et al. 2023](https://arxiv.org/abs/2306.11695)"
     assert second == "[Mocanu et al. 2018](https://arxiv.org/abs/1707.04780)"

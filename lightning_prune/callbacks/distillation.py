@@ -1,0 +1,244 @@
+"""Knowledge distillation: a network that is pruned learns from what it was before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.callbacks.evaluation import silenced
+from lightning_prune.core.checks import check_positive, check_range, did_you_mean
+from lightning_prune.model.calls import capture_call, random_states_kept
+from lightning_prune.model.distillation import distillation_loss, feature_loss
+
+
+class Distillation(L.Callback):
+    """Let a dense teacher guide the training: loss = (1 - weight) loss + weight T^2 KL(teacher || student).
+
+    Hinton et al. 2015 (arXiv:1503.02531). The teacher is the module as it is when fitting begins (start from the
+    checkpoint of a trained model), or a checkpoint; it is frozen, in eval mode, and no part of the module: neither its
+    parameters nor its `state_dict` know of it. What is compared are the outputs of one module, the one that the
+    training step calls: nothing in `training_step` has to change. `features` compares inner layers as well, by their
+    mean squared difference (Romero et al. 2014, arXiv:1412.6550), as long as they have the same sizes.
+
+    Put it before the pruning callback. A resumed run has the same teacher: its weights are in the callback's state,
+    unless it came from a checkpoint.
+
+    Cost: a forward pass of the teacher for each batch, and its weights in memory and, without a file, in checkpoints.
+
+    When: fine-tuning after one-shot pruning, and pruning in training from a trained model, where labels are few or
+        noisy.
+
+    Args:
+        weight: of the distillation, in [0, 1]; 0 is the labels alone, 1 the teacher alone.
+        temperature: above 0.
+        teacher: a checkpoint of the module; None is the module when fitting begins.
+        output: path of the module whose output are the logits; by default the one that the training step calls.
+        class_dim: the dim of the logits along which classes lie.
+        features: paths of modules, inside of the one that gives the logits, whose outputs are compared too.
+        feature_weight: of their difference, at least 0; it is added.
+
+    Raises:
+        ValueError: a value out of its range, at once; manual optimization, a path that is none, or a checkpoint of
+            another model, before the first step.
+
+    Example:
+        >>> from lightning_prune import Distillation
+        >>> Distillation(weight=0.9, temperature=2.0).weight
+        0.9
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.5,
+        *,
+        temperature: float = 4.0,
+        teacher: str | Path | None = None,
+        output: str | None = None,
+        class_dim: int = -1,
+        features: Sequence[str] = (),
+        feature_weight: float = 1.0,
+    ) -> None:
+        self.weight = check_range("weight", weight, 0.0, 1.0, "a number in [0, 1]")
+        check_positive("temperature", temperature)
+        self.feature_weight = check_range(
+            "feature_weight", feature_weight, 0.0, 1e9, "a number of at least 0"
+        )
+        self.temperature, self.class_dim, self.output, self.file = temperature, class_dim, output, teacher
+        self.features = tuple(features)
+        self.teacher: nn.Module | None = None
+        self._loaded: dict[str, Any] = {}
+        self._step: Callable[..., Any] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Copy the teacher, before anything is pruned.
+
+        Raises:
+            ValueError: manual optimization, a path that is none, or a checkpoint of another model.
+        """
+        if stage != "fit":
+            return
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                "`automatic_optimization` is True with Distillation, which adds to its loss, but got False."
+            )
+        paths = dict(pl_module.named_modules())
+        for argument, path in [("output", self.output), *(("features", name) for name in self.features)]:
+            if path is not None and path not in paths:
+                raise ValueError(
+                    f"`{argument}` has paths of modules, but got {path!r}.{did_you_mean(path, list(paths))}"
+                )
+        self.teacher = _copied(pl_module)
+        if self.file is not None:
+            self._load_(torch.load(self.file, map_location="cpu", weights_only=True)["state_dict"])
+
+    def _load_(self, state: dict[str, Tensor]) -> None:
+        assert self.teacher is not None
+        try:
+            self.teacher.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`teacher` is a model of the same kind, before it became smaller, but got another: {error}. Put "
+                "Distillation before the pruning callback."
+            ) from None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Freeze the teacher, and let the training step's loss listen to it."""
+        assert self.teacher is not None
+        if "teacher" in self._loaded and self.file is None:
+            self._load_(self._loaded["teacher"])
+        self.output = self.output if self.output is not None else self._loaded.get("output")
+        self.teacher.eval().requires_grad_(False).to(pl_module.device)
+        step = pl_module.training_step
+
+        @wraps(step)
+        def taught(*args: Any, **kwargs: Any) -> Any:
+            return self._taught(pl_module, step, *args, **kwargs)
+
+        self._step = step
+        pl_module.training_step = taught  # type: ignore[method-assign]
+
+    def _taught(self, module: L.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the training step, and mix the teacher's opinion into its loss."""
+        if self.output is None:
+            self.output = self._found(module, step, *args, **kwargs)
+        student = module.get_submodule(self.output)
+        with _watched(student) as calls, _watched_outputs(module, self.features) as ours:
+            result = step(*args, **kwargs)
+        if result is None or not calls:
+            return result
+        assert self.teacher is not None
+        teacher = self.teacher.get_submodule(self.output)
+        with torch.no_grad(), _watched_outputs(self.teacher, self.features) as theirs:
+            goals = [_logits(teacher(*a, **k)) for a, k, _ in calls]
+        losses = [
+            distillation_loss(_logits(y), goal, self.temperature, self.class_dim)
+            for (_, _, y), goal in zip(calls, goals, strict=True)
+        ]
+        taught = torch.stack(losses).mean()
+        module.log("train/distillation", taught.detach())
+        loss = result["loss"] if isinstance(result, dict) else result
+        mixed = (1.0 - self.weight) * loss + self.weight * taught
+        if self.features:
+            mixed = mixed + self.feature_weight * feature_loss(ours, theirs)
+        return {**result, "loss": mixed} if isinstance(result, dict) else mixed
+
+    def _found(self, module: L.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+        """Return the path of what the training step calls, by running it once without a trace."""
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        with (
+            torch.no_grad(),
+            random_states_kept(module.device),
+            silenced(module),
+            capture_call(module) as caught,
+        ):
+            step(*args, **kwargs)
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
+        assert caught.call is not None
+        paths = {found: path for path, found in module.named_modules()}
+        found: str = paths[caught.call.module]
+        return found
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the module its own training step back."""
+        if self._step is not None and "training_step" in vars(pl_module):
+            del pl_module.training_step
+        self._step = None
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the module its own training step back."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the teacher, unless it is in a file, and which module's outputs are compared."""
+        if self.teacher is None:
+            return self._loaded
+        kept = {} if self.file is not None else {"teacher": dict(self.teacher.state_dict())}
+        return {"output": self.output, **kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the teacher of the run that is resumed, when fitting starts."""
+        self._loaded = state_dict
+
+
+def _copied(module: L.LightningModule) -> nn.Module:
+    """Copy a module without the Trainer that it hangs on."""
+    trainer, module._trainer = module._trainer, None
+    try:
+        return copy.deepcopy(module)
+    finally:
+        module._trainer = trainer
+
+
+def _logits(output: Any) -> Tensor:
+    """Return the tensor of an output: itself, the `logits` of an object or mapping, or the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict):
+        found: Tensor = output["logits"]
+        return found
+    if hasattr(output, "logits"):
+        return output.logits  # type: ignore[no-any-return]
+    return _logits(output[0])
+
+
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[list[tuple[Any, Any, Any]]]:
+    """Note arguments and outputs of all calls of a module."""
+    calls: list[tuple[Any, Any, Any]] = []
+
+    def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append((args, kwargs, output))
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _watched_outputs(module: nn.Module, paths: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Note the outputs of some modules, in the order in which they run."""
+    outputs: list[Tensor] = []
+    handles = [
+        module.get_submodule(path).register_forward_hook(
+            lambda _, __, output: outputs.append(_logits(output))
+        )
+        for path in paths
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
