@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
     from lightning_prune.callbacks.rewinding import WeightRewinding as WeightRewinding
+    from lightning_prune.callbacks.selection import SparseEarlyStopping as SparseEarlyStopping
+    from lightning_prune.callbacks.selection import SparseModelCheckpoint as SparseModelCheckpoint
     from lightning_prune.callbacks.sparse_training import SparseTraining as SparseTraining
     from lightning_prune.callbacks.train_time import TrainTimePruning as TrainTimePruning
     from lightning_prune.core.budgets import Budget as Budget
@@ -71,6 +73,7 @@ _HOMES = {
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),
     "callbacks.rewinding": ("WeightRewinding",),
+    "callbacks.selection": ("SparseEarlyStopping", "SparseModelCheckpoint"),
     "callbacks.sparse_training": ("SparseTraining",),
     "callbacks.train_time": ("TrainTimePruning",),
     "core.criteria.activations": ("APoZ", "ActivationVariance", "BatchNormScale", "MeanActivation", "Wanda"),

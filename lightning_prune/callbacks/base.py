@@ -60,6 +60,11 @@ class PruningCallback(L.Callback):
         """The masks of the pruned weights by name, True is kept; empty before the first update."""
         return self.pruner.masks if self.pruner else {}
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the final sparsity is reached, as far as training has to do with it."""
+        return True
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         return self.recipe.describe()

@@ -41,6 +41,11 @@ class InTraining(PruningCallback):
         self._hooks, self._watching = ExitStack(), ExitStack()
         self._is_counted, self._is_watching, self._is_news = False, False, False
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the ramp is over."""
+        return self.ramp is not None and self.ramp.is_over
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         return {**super().describe(), "schedule": as_text(self.schedule), "window": str(self.window)}

@@ -89,6 +89,11 @@ class WeightRewinding(InTraining):
         self.snapshot: Snapshot | None = None
         self._num_epochs = 0
 
+    @property
+    def is_final(self) -> bool:
+        """Whether this is the last training."""
+        return self.level == self.chosen.num_levels
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         nouns = {n: text for n, text in super().describe().items() if n not in ("schedule", "window")}

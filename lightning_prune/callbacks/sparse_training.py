@@ -83,6 +83,11 @@ class SparseTraining(InTraining):
         )
         super().__init__(self.sparse.plain, schedule=schedule, window=window, report=report)
 
+    @property
+    def is_final(self) -> bool:
+        """Whether as many weights are gone as are to go; places may still change."""
+        return self.pruner is not None and self.pruner.requested >= self._pruner.final_sparsity
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         return super().describe() | self.sparse.describe()
