@@ -4,8 +4,8 @@
 
 A GPT of 4 layers and width 128 is trained on tiny-shakespeare for 1000 steps (once; the checkpoint is kept under
 --cache) and pruned by the recipes of `conf/pruning`, without any training after: what `python train.py train=false`
-does. The second table prunes untrained GPTs of growing depth, each in a process of its own, and gives the highest
-resident memory above that of the model and its data, beside what the Gram matrices of all layers at once would take.
+does. The second table prunes untrained GPTs of growing depth: the most that all tensors take at once beside the
+weights, and what the Gram matrices of all layers together would take.
 """
 
 from __future__ import annotations
@@ -14,19 +14,24 @@ import argparse
 import contextlib
 import io
 import json
-import multiprocessing
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.record import RESULTS, facts, table
-from lightning_prune import cli
+from lightning_prune import Local, SparseGPT, cli, prune
+from lightning_prune.examples.networks import GPT
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = ["model=gpt", "data=tinyshakespeare", "logger=none", "trainer.accelerator=cpu"]
@@ -107,65 +112,52 @@ def prunings(sparsities: list[float]) -> list[tuple[str, str, list[str]]]:
     return found
 
 
+class LiveBytes(TorchDispatchMode):
+    """The most that tensors take at once which operations make inside of it, beyond those that were there before.
+
+    Args:
+        there: tensors that are not counted.
+    """
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.there = {t.untyped_storage()._cdata for t in there}
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.total = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in (t for t in tree_leaves(output) if isinstance(t, Tensor)):
+            storage = tensor.untyped_storage()
+            known = self.live.get(storage._cdata)
+            if storage._cdata in self.there or (known is not None and not known[0].expired()):
+                continue
+            self.total += storage.nbytes() - (known[1] if known is not None else 0)
+            self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        if self.total > self.peak:
+            self.live = {key: found for key, found in self.live.items() if not found[0].expired()}
+            self.total = sum(size for _, size in self.live.values())
+            self.peak = max(self.peak, self.total)
+        return output
+
+
 def measure_memory(depth: int) -> dict[str, Any]:
-    """Prune an untrained GPT by SparseGPT, and return the peak above what was there before."""
-    receive, send = multiprocessing.Pipe(duplex=False)
-
-    def work() -> None:
-        from lightning_prune import Local, SparseGPT, prune
-        from lightning_prune.examples.networks import GPT
-
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        model = GPT(num_layers=depth, width=WIDTH, num_heads=4).eval()
-        batches = [torch.randint(0, 65, (8, 128)) for _ in range(8)]
-        warm = GPT(num_layers=2, width=WIDTH, num_heads=4).eval()
-        prune(
-            warm, 0.5, scope=Local(), solver=SparseGPT(), batches=batches[:1], exclude=["head"]
-        )  # buffers of libraries
-        before, start = _resident(), time.process_time()
-        _reset_peak()
-        prune(model, 0.5, scope=Local(), solver=SparseGPT(), batches=batches, exclude=["head"])
-        grams = sum(
-            p.shape[1] ** 2 * 8 for n, p in model.named_parameters() if p.dim() == 2 and "blocks" in n
-        )
-        weights = sum(p.numel() * 4 for p in model.parameters())
-        masks = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2)
-        send.send(
-            {
-                "depth": depth,
-                "weights_mb": weights / 1e6,
-                "masks_mb": masks / 1e6,
-                "peak_mb": _peak() - before,
-                "all_grams_mb": grams / 1e6,
-                "cpu_seconds": time.process_time() - start,
-            }
-        )
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    send.close()
-    found: dict[str, Any] = receive.recv()
-    process.join()
-    return found
-
-
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(key))
-
-
-def _resident() -> float:
-    return _status("VmRSS")
-
-
-def _peak() -> float:
-    return max(_status("VmHWM"), 0.0)
-
-
-def _reset_peak() -> None:
-    with contextlib.suppress(OSError):  # without it the peak of the warm-up counts, which is no higher
-        Path("/proc/self/clear_refs").write_text("5")
+    """Prune an untrained GPT by SparseGPT, and return what its tensors take at most."""
+    torch.manual_seed(0)
+    model = GPT(num_layers=depth, width=WIDTH, num_heads=4).eval()
+    batches = [torch.randint(0, 65, (8, 128)) for _ in range(8)]
+    start, parameters = time.process_time(), dict(model.named_parameters())
+    with LiveBytes([*parameters.values(), *batches]) as seen:
+        masks = prune(model, 0.5, scope=Local(), solver=SparseGPT(), batches=batches, exclude=["head"])
+    grams = sum(p.shape[1] ** 2 * 8 for n, p in parameters.items() if p.dim() == 2 and "blocks" in n)
+    return {
+        "layers": depth,
+        "weights, MB": sum(p.numel() * 4 for p in parameters.values()) / 1e6,
+        "peak beside them, MB": seen.peak / 1e6,
+        "of it masks, MB": sum(mask.numel() for mask in masks.values()) / 1e6,
+        "Gram matrices of all layers, MB": grams / 1e6,
+        "CPU s": time.process_time() - start,
+    }
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -218,7 +210,7 @@ def main() -> None:
         print(row, flush=True)
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     for depth in DEPTHS:
-        if not any(row["depth"] == depth for row in record["memory"]):
+        if not any(row["layers"] == depth for row in record["memory"]):
             record["memory"].append(measure_memory(depth))
             options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(summary(record))
