@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from lightning_prune.core.schedules import Steps as Steps
     from lightning_prune.core.scopes.allocations import ERK as ERK
     from lightning_prune.core.scopes.allocations import Fixed as Fixed
+    from lightning_prune.core.scopes.outliers import OWL as OWL
     from lightning_prune.core.scopes.patterns import NofM as NofM
     from lightning_prune.core.scopes.rankings import LAMP as LAMP
     from lightning_prune.core.scopes.rankings import Global as Global
@@ -94,6 +95,7 @@ _HOMES = {
         "Steps",
     ),
     "core.scopes.allocations": ("ERK", "Fixed"),
+    "core.scopes.outliers": ("OWL",),
     "core.scopes.patterns": ("NofM",),
     "core.scopes.rankings": ("LAMP", "Global", "Isomorphic", "Local", "PerRow"),
     "core.solvers": ("LeastSquares", "SparseGPT"),

@@ -1,0 +1,102 @@
+"""Scopes that let layers with outliers stay denser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_prune import core
+from lightning_prune.core.allocation import apportion, num_kept
+from lightning_prune.core.checks import check_positive, check_range
+from lightning_prune.core.types import shapes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lightning_prune.core.types import Masks, Name, Scores, Shape
+
+
+@dataclass(frozen=True)
+class OWL:
+    """Layers whose scores have more outliers are pruned less: density_l = density + width (2 d_l - mean of 2 d).
+
+    Yin et al. 2023, outlier weighed layer-wise sparsity (arXiv:2310.05175), section 3.2. D_l is the fraction of layer
+    l's scores above `threshold` times their mean, and d_l = (D_l - min D) / (max D - min D); the paper's scores are
+    `criterion=Wanda()`. A layer is a block of the network: the parameters whose names agree up to the first number.
+    The mean is weighted by size, so that the number kept in all is exact; each parameter keeps its own best.
+
+    Args:
+        threshold: what an outlier is, in means of the layer's scores, above 0; the paper's are 3 to 10.
+        width: how far densities may be from each other, half of the whole range, in (0, 0.5); near 0 or 1 it is what
+            the sparsity leaves.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Example:
+        >>> import torch
+        >>> scores = {"h.0": torch.tensor([1.0] * 9 + [90.0]), "h.1": torch.arange(10.0)}
+        >>> {name: int(mask.sum()) for name, mask in OWL(width=0.1)(scores, 0.5).items()}
+        {'h.0': 6, 'h.1': 4}
+    """
+
+    threshold: float = 5.0
+    width: float = 0.08
+
+    def __post_init__(self) -> None:
+        check_positive("threshold", self.threshold)
+        check_range("width", self.width, 0.0, 0.5, "a number in (0, 0.5)", open_start=True, open_end=True)
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        shapes = shapes_of(scores)
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        total = num_kept(sum(sizes.values()), sparsity)
+        counts = apportion(self._shares(scores, shapes, total), sizes, total)
+        return {name: core.keep_top({name: scores[name]}, counts[name])[name] for name in scores}
+
+    def _shares(self, scores: Scores, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        density = total / sum(sizes.values())
+        room = 2.0 * min(self.width, density, 1.0 - density)
+        ratios = self._ratios(scores, sizes)
+        low, high = min(ratios.values()), max(ratios.values())
+        raised = {name: room * (ratio - low) / (high - low or 1.0) for name, ratio in ratios.items()}
+        mean = sum(raised[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        wanted = {name: density + raised[name] - mean for name in sizes}
+        return _within({name: wanted[name] * size for name, size in sizes.items()}, sizes, total)
+
+    def _ratios(self, scores: Scores, sizes: Mapping[Name, int]) -> dict[Name, float]:
+        """Return the outlier ratio of each parameter's layer; what is pruned by now counts as 0."""
+        sums: dict[str, list[float]] = {}
+        for name in sizes:
+            found = scores[name].detach().float()
+            found = found.masked_fill(found == -math.inf, 0.0)
+            outliers = float((found > self.threshold * found.mean()).float().mean())
+            sums.setdefault(layer_of(name), []).append(outliers)
+        return {name: sum(sums[layer_of(name)]) / len(sums[layer_of(name)]) for name in sizes}
+
+
+def layer_of(name: Name) -> str:
+    """Return the block of a repeated structure that a parameter belongs to, or the parameter itself.
+
+    Example:
+        >>> layer_of("model.layers.3.mlp.up.weight"), layer_of("head.weight")
+        ('model.layers.3', 'head.weight')
+    """
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else name
+
+
+def _within(shares: Mapping[Name, float], sizes: Mapping[Name, int], total: int) -> dict[Name, float]:
+    """Cap shares at their sizes and at 0, and spread what that changes over the others in proportion to their room."""
+    capped = {name: min(max(share, 0.0), float(sizes[name])) for name, share in shares.items()}
+    for _ in range(100):
+        missing = total - sum(capped.values())
+        if abs(missing) < 1e-9:
+            break
+        room = {n: (sizes[n] - c) if missing > 0 else c for n, c in capped.items()}
+        whole = sum(room.values())
+        capped = {n: c + missing * room[n] / whole for n, c in capped.items()}
+    return capped

@@ -1,0 +1,71 @@
+"""OWL against the formula of its paper in numpy, for layers of equal size, as there."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_prune import OWL
+from lightning_prune.core.scopes.outliers import layer_of
+
+
+def scores_of(num_layers=4, size=400, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    found = {}
+    for layer in range(num_layers):
+        for part in ("q", "mlp"):
+            scores = torch.rand(20, size // 20, generator=draw)
+            scores.view(-1)[: 7 * layer] *= 100.0  # more outliers with depth
+            found[f"layers.{layer}.{part}.weight"] = scores
+    return found
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7])
+@pytest.mark.parametrize("threshold", [3.0, 5.0])
+def test_densities_are_those_of_the_paper(sparsity, threshold):
+    scores = scores_of()
+    masks = OWL(threshold=threshold, width=0.08)(scores, sparsity)
+    parts = [[s.numpy() for n, s in scores.items() if n.startswith(f"layers.{i}.")] for i in range(4)]
+    ratios = np.array([np.mean([(s > threshold * s.mean()).mean() for s in layer]) for layer in parts])
+    shifted = (ratios - ratios.min()) / (ratios.max() - ratios.min()) * 0.08 * 2
+    densities = shifted - shifted.mean() + (1 - sparsity)
+    for layer, density in enumerate(densities):
+        for part in ("q", "mlp"):
+            found = masks[f"layers.{layer}.{part}.weight"].float().mean()
+            assert float(found) == pytest.approx(density, abs=1 / 400)
+    assert densities.max() - densities.min() == pytest.approx(0.16)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.01, 0.33, 0.98, 0.999])
+def test_the_number_kept_is_exact_at_any_sparsity(sparsity):
+    scores = scores_of() | {"head.weight": torch.rand(7, 3)}
+    total = sum(s.numel() for s in scores.values())
+    masks = OWL(width=0.3)(scores, sparsity)
+    assert sum(int(mask.sum()) for mask in masks.values()) == total - round(total * sparsity)
+
+
+def test_each_parameter_keeps_its_best():
+    scores = scores_of()
+    for name, mask in OWL()(scores, 0.6).items():
+        assert scores[name][mask].min() >= scores[name][~mask].max()
+
+
+def test_without_outliers_it_is_uniform():
+    scores = {f"h.{i}": torch.arange(100.0)[torch.randperm(100)] for i in range(3)}
+    assert {int(mask.sum()) for mask in OWL()(scores, 0.5).values()} == {50}
+
+
+def test_a_layer_is_what_agrees_up_to_the_first_number():
+    assert layer_of("a.3.b.0.weight") == layer_of("a.3.c.weight") == "a.3" != layer_of("a.4.c.weight")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"threshold": 0.0}, "`threshold` is a number above 0"),
+        ({"width": 0.5}, r"`width` is a number in \(0, 0.5\), but got 0.5"),
+        ({"width": 0.0}, r"`width` is a number in \(0, 0.5\), but got 0.0"),
+    ],
+)
+def test_bad_settings_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        OWL(**settings)
