@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from lightning_prune.model.one_shot import prune as prune
     from lightning_prune.model.record import ReplaysRecord as ReplaysRecord
     from lightning_prune.model.record import load_pruned as load_pruned
+    from lightning_prune.model.sensitivity import allocate as allocate
+    from lightning_prune.model.sensitivity import sensitivity as sensitivity
     from lightning_prune.model.shrinking import shrink as shrink
 
 _HOMES = {
@@ -102,6 +104,7 @@ _HOMES = {
     "core.windows": ("Window",),
     "model.one_shot": ("prune",),
     "model.record": ("ReplaysRecord", "load_pruned"),
+    "model.sensitivity": ("allocate", "sensitivity"),
     "model.shrinking": ("shrink",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

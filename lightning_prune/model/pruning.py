@@ -22,7 +22,7 @@ from lightning_prune.core.masks import (
 )
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
-from lightning_prune.core.types import Couples, Masks, Name
+from lightning_prune.core.types import Couples, LazyScores, Masks, Name
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import select_targets
@@ -86,13 +86,7 @@ class Pruner(Masked):
 
     def choose_(self, fraction: float) -> None:
         """Compute new masks as `update_` does; no weight is changed yet."""
-        requested = fraction * self.final_sparsity
-        scores = group_scores(
-            self.statistics.read(),
-            self.shapes,
-            criterion=self.recipe.criterion,
-            granularity=self.granularity,
-        )
+        requested, scores = fraction * self.final_sparsity, self.scores()
         if requested >= self.requested:
             scores = without_pruned(scores, self.masks, self.granularity)
         granularity, scope = self.granularity, self.recipe.scope
@@ -103,6 +97,11 @@ class Pruner(Masked):
         )
         self.requested = requested
         self.statistics.clear()
+
+    def scores(self) -> LazyScores:
+        """Return the scores of all groups by what the statistics know now."""
+        stats, criterion = self.statistics.read(), self.recipe.criterion
+        return group_scores(stats, self.shapes, criterion=criterion, granularity=self.granularity)
 
     def forget(self) -> None:
         """Let all weights compete anew at the next update, those that are pruned by now among them."""
