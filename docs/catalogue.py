@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "methods.md"
 AXES = {
     "criterion": "How good is each weight?",
     "solver": "How do the weights that stay make up for those that go?",
+    "masking": "What becomes of pruned weights while masks may still change?",
     "scope": "Who competes with whom?",
     "granularity": "What goes as one piece?",
     "schedule": "Along which curve?",
@@ -29,7 +30,7 @@ CALLBACKS = (
     "WeightRewinding",
     "Distillation",
 )
-PRICED = ("criterion", "solver")
+PRICED = ("criterion", "masking", "solver")
 """Axes whose members say what they cost and when they are used."""
 PAPER = re.compile(r"((?:[A-Z][\w.'-]+ (?:& [A-Z][\w.'-]+ )?(?:et al\. )?)\d{4})[^().;\d]*\((arXiv:[\d.]+)\)")
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from lightning_prune.core.granularities import Layer as Layer
     from lightning_prune.core.granularities import Slice as Slice
     from lightning_prune.core.granularities import Weight as Weight
+    from lightning_prune.core.masking import Dormant as Dormant
+    from lightning_prune.core.masking import StraightThrough as StraightThrough
     from lightning_prune.core.schedules import Alternating as Alternating
     from lightning_prune.core.schedules import Constant as Constant
     from lightning_prune.core.schedules import Cosine as Cosine
@@ -85,6 +87,7 @@ _HOMES = {
     "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),
     "core.budgets": ("Budget",),
     "core.granularities": ("Block", "Channel", "Head", "Kernel", "Layer", "Slice", "Weight"),
+    "core.masking": ("Dormant", "StraightThrough"),
     "core.schedules": (
         "Alternating",
         "Constant",

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_prune.config import PRUNING
 from lightning_prune.core.checks import check_choice, check_count, did_you_mean
 from lightning_prune.core.criteria import check_can_calibrate, check_can_train
+from lightning_prune.core.masking import checked_masking
 from lightning_prune.core.recipe import checked_rounds, checked_shrink, checked_solver
 from lightning_prune.examples.settings import Loading, Optimization
 
@@ -278,6 +279,7 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
     if kind == "train_time":
         check_can_train(values["criterion"])
         checked_shrink(values["shrink"], values["granularity"])
+        checked_masking(values["masking"], values["granularity"])
     elif kind == "initial":
         check_can_calibrate(values["criterion"])
         checked_shrink(values["shrink"], values["granularity"], choices=("end", "never"))

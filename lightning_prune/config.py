@@ -33,6 +33,7 @@ AXES = {
     "window": "lightning_prune.core.windows",
     "budget": "lightning_prune.core.budgets",
     "solver": "lightning_prune.core.solvers",
+    "masking": "lightning_prune.core.masking",
 }
 PRIMITIVES = (bool, int, float, str)
 FOR_TYPE_CHECKERS = {"Callable": Callable, "Tensor": Any}
@@ -87,7 +88,13 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
     "train_time": (
         Recipe,
         "lightning_prune.TrainTimePruning",
-        {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True), "shrink": (Any, None)},
+        {
+            "schedule": (Any, MISSING),
+            "window": (Any, MISSING),
+            "report": (bool, True),
+            "shrink": (Any, None),
+            "masking": (Any, None),
+        },
     ),
     "initial": (
         Recipe,

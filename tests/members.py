@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning_prune.core.criteria
 import lightning_prune.core.scopes
-from lightning_prune.core import schedules
+from lightning_prune.core import masking, schedules
 from lightning_prune.core.granularities import tensors
 from lightning_prune.core.schedules import Constant, Linear
 
@@ -31,6 +31,7 @@ VARIANTS = {  # settings worth a run of the laws besides the defaults
     "Global": [{"min_keep": 0.05}, {"min_keep": 0}],
     "NofM": [{"n": 1, "m": 4}, {"n": 4, "m": 8}],
     "ERK": [{"kernel": False}],
+    "StraightThrough": [{"decay": 0.5}],
 }
 
 
@@ -54,6 +55,7 @@ AXES = {
     "criterion": classes(*submodules(lightning_prune.core.criteria)),
     "granularity": classes(tensors),
     "scope": classes(*submodules(lightning_prune.core.scopes)),
+    "masking": classes(masking),
 }
 
 

@@ -57,6 +57,7 @@ TORCH_FREE = [
     "granularities",
 ]
 TORCH_FREE += [
+    "masking",
     "scopes.rankings",
     "scopes.allocations",
     "scopes.patterns",

@@ -197,9 +197,10 @@ class PruningCallback(L.Callback):
 
     def _restore_(self, state: dict[str, Any]) -> None:
         assert self.pruner is not None
-        for noun, text in self.describe().items():
-            if (before := state["nouns"].get(noun)) != text:
-                self._warn(f"`{noun}` was {before} in the run that is resumed, and is {text} from now on.")
+        before, now = state["nouns"], self.describe()
+        for noun in now | before:
+            if (old := before.get(noun)) != (text := now.get(noun)):
+                self._warn(f"`{noun}` was {old} in the run that is resumed, and is {text} from now on.")
         self.pruner.load_state_dict(state["pruner"])
         self.updates = list(state["updates"])
         self.pruner.apply_()

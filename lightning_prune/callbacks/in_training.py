@@ -13,7 +13,7 @@ from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.ramp import Ramp
 from lightning_prune.core.recipe import Recipe, as_text
-from lightning_prune.core.types import Couples, Schedule
+from lightning_prune.core.types import Couples, Masks, Schedule
 from lightning_prune.core.windows import Window
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
@@ -178,6 +178,11 @@ class InTraining(PruningCallback):
         return {**(self._before or {}), **state}
 
     @property
+    def _settled(self) -> Masks:
+        """The masks of what lives on nowhere, so that optimizers need remember nothing of it."""
+        return self._pruner.masks
+
+    @property
     def _pruner(self) -> AnyPruner:
         assert self.pruner is not None
         return self.pruner
@@ -200,7 +205,7 @@ class InTraining(PruningCallback):
         self._stop_watching()
         self._before_update()
         self._update_(self._ramp.fraction, step=self._ramp.num_steps, progress=self._ramp.progress)
-        mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
+        mask_state_(self._optimizers, self._pruner.targets, self._settled)
         self._ramp.is_due = False
         self._is_news = True
         self._after_update()

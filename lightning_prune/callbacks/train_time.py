@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_prune.callbacks.in_training import InTraining
+from lightning_prune.callbacks.soft_masking import SoftMasking
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria import check_can_train
@@ -16,13 +16,13 @@ from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe, checked_shrink
 from lightning_prune.core.schedules import Polynomial
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Couples, Criterion, Granularity, Schedule, Scope
+from lightning_prune.core.types import Couples, Criterion, Granularity, Masking, Schedule, Scope
 from lightning_prune.core.windows import Window
 
 DECAYED = 0.3  # of the peak learning rate: below it, a network hardly recovers from what is pruned
 
 
-class TrainTimePruning(InTraining):
+class TrainTimePruning(SoftMasking):
     """Prune during training: sparsity ramps up, and pruned weights are zero after each optimizer step.
 
     `Trainer(callbacks=[TrainTimePruning(sparsity=0.9)])` is gradual pruning, Zhu & Gupta 2017 (arXiv:1710.01878), by
@@ -52,6 +52,8 @@ class TrainTimePruning(InTraining):
             at the "end" of the ramp (the default), with each "update", so that training gets faster as the model gets
             smaller, or "never".
         budget: for coupled granularities, what the smaller model may cost, in place of `sparsity`.
+        masking: what becomes of pruned weights until the window ends, for granularities of single tensors: None leaves
+            them at zero; with `StraightThrough` or `Dormant` their values live on beside the model and may come back.
 
     Raises:
         ValueError: a value out of its range, at once; what does not fit model or trainer, before the first step.
@@ -79,9 +81,10 @@ class TrainTimePruning(InTraining):
         report: bool = True,
         shrink: str | None = None,
         budget: Budget | None = None,
+        masking: Masking | None = None,
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
-        super().__init__(recipe, schedule=schedule, window=window, report=report)
+        super().__init__(recipe, masking=masking, schedule=schedule, window=window, report=report)
         check_can_train(criterion)
         self.shrink = checked_shrink(shrink, granularity)
         self._peak_lr, self._is_to_shrink = 0.0, False

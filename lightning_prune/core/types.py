@@ -101,6 +101,14 @@ class Scope(Protocol):
         ...
 
 
+class Masking(Protocol):
+    """What becomes of pruned weights while masks may still change."""
+
+    def gradient(self, *, weight: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
+        """Return the gradient of a weight, from that of the masked one which the network has read."""
+        ...
+
+
 @runtime_checkable
 class Couples(Protocol):
     """A granularity whose pieces reach across tensors: coupled groups, which can be taken out for real."""

@@ -16,6 +16,7 @@ from lightning_prune import (
     Block,
     Constant,
     Cosine,
+    Dormant,
     Fisher,
     Global,
     Local,
@@ -29,6 +30,7 @@ from lightning_prune import (
     Slice,
     SparseTraining,
     Steps,
+    StraightThrough,
     TrainTimePruning,
     Wanda,
     Window,
@@ -59,6 +61,10 @@ RECIPES = {
     "set": {"callback": SparseTraining, "grow": Random(seed=3), "decay": None},
     "granet": {"callback": SparseTraining, "schedule": Polynomial(), "scope": Global()},
     "srigl": {"callback": SparseTraining, "scope": PerRow()},
+    "ste": {"masking": StraightThrough(), "schedule": Constant(), "window": Window(every=1e-9)},
+    "sr-ste": {"masking": StraightThrough(0.01), "sparsity": None, "scope": NofM()},
+    "soft-movement": {"masking": Dormant(), "criterion": Movement()},
+    "soft-ac-dc": {"masking": StraightThrough(), "schedule": Alternating(num_phases=4)},
 }
 LAST = 4 * NUM_BATCHES
 
@@ -110,6 +116,7 @@ def everything(fit, module, callback):
             found |= {f"optimizer.{i}.{j}.{k}": v for k, v in state.items() if torch.is_tensor(v)}
     found |= {f"mask.{k}": v for k, v in callback.masks.items()}
     found |= {f"movement.{k}": v for k, v in callback.pruner.statistics.state_dict().items()}
+    found |= {f"behind.{k}": v for k, v in getattr(callback.pruner, "behind", {}).items()}
     found["requested"] = torch.tensor([u["requested"] for u in callback.updates], dtype=torch.float64)
     found["achieved"] = torch.tensor([u["achieved"] for u in callback.updates], dtype=torch.float64)
     found["steps"] = torch.tensor([u["step"] for u in callback.updates] + [callback.ramp.num_steps])

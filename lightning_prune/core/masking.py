@@ -1,0 +1,86 @@
+"""What becomes of pruned weights while masks may still change: their values live on beside the network.
+
+The network reads masked weights at all times. Where a masking is given, an optimizer steps the weights behind them,
+which the masking tells the gradient of; new masks are chosen by those, so that what was pruned may come back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_prune.core.checks import check_range
+from lightning_prune.core.types import Couples, Granularity, Masking
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """Pruned weights go on learning, as if the mask were not there: dL/dw = dL/d(m w) + decay (1 - m) w.
+
+    The straight-through estimator of Bengio et al. 2013 (arXiv:1308.3432). Lin et al. 2020, DPF (arXiv:2006.07253),
+    eq. 2, train so under masks that are renewed every few steps; Zhou et al. 2021, SR-STE (arXiv:2102.04010), eq. 9,
+    add the decay of pruned weights, which keeps masks from changing to and fro.
+
+    Cost: a copy of the weights in memory and in checkpoints until the window ends, and two copies of it a step.
+
+    When: masks that are chosen early or often, N:M above all, so that weights pruned by mistake come back.
+
+    Args:
+        decay: of pruned weights towards zero, at least 0; it is added to their gradient, 2e-4 in SR-STE.
+
+    Raises:
+        ValueError: `decay` is below 0.
+
+    Example:
+        >>> import torch
+        >>> weight, mask = torch.tensor([2.0, 4.0]), torch.tensor([True, False])
+        >>> StraightThrough(decay=0.5).gradient(weight=weight, grad=torch.tensor([1.0, 1.0]), mask=mask)
+        tensor([1., 3.])
+    """
+
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("decay", self.decay, 0.0, float("inf"), "a number of at least 0")
+
+    def gradient(self, *, weight: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
+        return grad + self.decay * weight.masked_fill(mask, 0.0) if self.decay else grad
+
+
+@dataclass(frozen=True)
+class Dormant:
+    """Pruned weights sleep: they keep the value that they had, and wake with it: dL/dw = m dL/d(m w).
+
+    The plain derivative of m w. Of a criterion by gradients the sums go on, with the sleeping value: with `Movement`
+    they are the scores that movement pruning learns, Sanh et al. 2020 (arXiv:2005.07683), eq. 3 and 4, S being stepped
+    by plain gradient descent.
+
+    Cost: as for `StraightThrough`.
+
+    When: fine-tuning a pretrained model, whose weights know something, with `Movement` (recipe `soft_movement`).
+
+    Example:
+        >>> import torch
+        >>> weight, mask = torch.tensor([2.0, 4.0]), torch.tensor([True, False])
+        >>> Dormant().gradient(weight=weight, grad=torch.tensor([1.0, 1.0]), mask=mask)
+        tensor([1., 0.])
+    """
+
+    def gradient(self, *, weight: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
+        return grad.masked_fill(~mask, 0.0)
+
+
+def checked_masking(masking: Masking | None, granularity: Granularity | Couples) -> Masking | None:
+    """Return a masking that fits the granularity.
+
+    Raises:
+        ValueError: a granularity that takes pieces out of the model, which cannot live on.
+    """
+    if masking is not None and isinstance(granularity, Couples):
+        raise ValueError(
+            f"`masking` is for granularities of single tensors, but got {masking} with {granularity}."
+        )
+    return masking
