@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FORMAT_VERSION = 1
-KINDS = ("train_time", "post_training", "initial", "none")
+KINDS = ("train_time", "post_training", "initial", "sparse_training", "rewinding", "none")
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ class Report:
     """All that is told of one run.
 
     Args:
-        kind: "train_time", "post_training", "initial" or "none" (a run that pruned nothing).
+        kind: "train_time", "post_training", "initial", "sparse_training", "rewinding" or "none" (a run that pruned
+            nothing).
         recipe: noun -> its text: sparsity, schedule, criterion, granularity, scope, window, include, exclude.
         target_sparsity: sparsity of the targets that was asked for in the end, in [0, 1).
         achieved_sparsity: sparsity of the targets in the end.

@@ -15,6 +15,8 @@ DID = {
     "train_time": "pruned while training",
     "post_training": "pruned after training",
     "initial": "pruned before training",
+    "sparse_training": "trained sparse",
+    "rewinding": "pruned between trainings",
     "none": "nothing was pruned",
 }
 LABELS = {

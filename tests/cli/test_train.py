@@ -13,7 +13,8 @@ from lightning_prune import cli
 from lightning_prune.examples.tasks import Classifier
 from tests.hydra_runs import QUIET, SMALL, composed, options
 
-EXPECTED = {"none": 0.0, "n_of_m": None, "rows": 0.5}
+N_OF_M = ("n_of_m", "sr_ste", "sparsegpt_2_4", "wanda_2_4")
+EXPECTED = {"none": 0.0, "rows": 0.5} | dict.fromkeys(N_OF_M)
 STRUCTURED = {  # recipe -> sparsity of its pieces, further settings
     "global_structured": (0.5, ()),
     "local_structured": (0.5, ()),
@@ -58,7 +59,7 @@ def test_every_recipe_trains_reports_and_leaves_a_plain_checkpoint(tmp_path, rec
     assert (tmp_path / "report.md").is_file()
     name = "pruned.ckpt" if after_training else "last.ckpt"
     saved = torch.load(tmp_path / "checkpoints" / name, weights_only=True)["state_dict"]
-    if recipe not in ("rows", "n_of_m"):  # these leave some weights dense
+    if recipe not in ("rows", *N_OF_M):  # these leave some weights dense
         assert zeros_of(saved) == pytest.approx(metrics["sparsity"], abs=1e-3)
     loaded = Classifier.load_from_checkpoint(tmp_path / "checkpoints" / name, weights_only=True)
     assert all(torch.equal(saved[key], value) for key, value in loaded.state_dict().items())
