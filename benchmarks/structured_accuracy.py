@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import RESULTS, facts, table
-from lightning_prune import Budget, Channel, Saliency, shrink
+from lightning_prune import Budget, Channel, Local, Saliency, shrink
 from lightning_prune.examples.networks import LeNet5
 
 BUDGETS = (0.5, 0.25)
@@ -145,6 +145,7 @@ def torch_pruning(model: nn.Module, data: tuple[Tensor, Tensor], budget: float) 
 WAYS: dict[str, Callable[[nn.Module, tuple[Tensor, Tensor], float], nn.Module | None]] = {
     "ours, default": lambda m, d, b: ours(m, d, b),
     "ours, saliency": lambda m, d, b: ours(m, d, b, criterion=Saliency()),
+    "ours, saliency, local": lambda m, d, b: ours(m, d, b, criterion=Saliency(), scope=Local()),
     "Torch-Pruning": torch_pruning,
 }
 

@@ -71,15 +71,18 @@ def test_a_resumed_run_goes_on_bit_for_bit_on_each_rank(folder, rank):
 
 @pytest.mark.parametrize("case", [*SMALLER, "once"])
 def test_ranks_agree_on_what_becomes_smaller(folder, case):
-    """Their data differ, so equal weights at the end mean that gradients were averaged after the shrink as before."""
+    """Their data differ, so equal weights at the end mean that gradients were averaged after the shrink as before.
+
+    What a latency asks of so small a network is the machine's to say; the ranks agree on it, whatever it is.
+    """
     first, second = state(folder, case, 0), state(folder, case, 1)
     assert first["slices"] == second["slices"] and first["updates"] == second["updates"]
-    assert bool(first["slices"]) is (case != "never")
+    assert case == "latency" or bool(first["slices"]) is (case != "never")
     assert all(torch.equal(first["masks"][name], mask) for name, mask in second["masks"].items())
     different = [n for n, w in first["weights"].items() if not torch.equal(w, second["weights"][n])]
     assert all("running" in name for name in different)
     assert all(torch.equal(a, b) for a, b in zip(first["moments"], second["moments"], strict=True))
-    assert (len(first["weights"]["body.0.bias"]) < 16) is (case != "never")
+    assert case == "latency" or (len(first["weights"]["body.0.bias"]) < 16) is (case != "never")
     assert case == "once" or len({len(state(folder, "update", r)["slices"]) for r in (0, 1)}) == 1
 
 
