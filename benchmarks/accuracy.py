@@ -4,8 +4,8 @@
 
 A run is what `python train.py pruning=METHOD pruning.sparsity=S` does, with the setting's data, network and epochs. The
 baselines: `one_shot` (no training after pruning), `random`, and Lightning's own ModelPruning by global magnitude, given
-the increments with which its compounding amounts follow the same cubic ramp. Runs that are in the results file are not
-repeated, so an interrupted benchmark goes on where it stopped, and methods can be added later.
+the increments with which its compounding amounts follow the same cubic ramp. Each setting has a results file; runs that
+are in it are not repeated, so an interrupted benchmark goes on where it stopped, and methods can be added later.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ import json
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -33,16 +37,48 @@ from lightning_prune import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_ALL = ["data.num_val=0", "+trainer.limit_val_batches=0"]
-SETTINGS: dict[str, tuple[int, list[str]]] = {
-    "mlp-mnist": (10, ["model=lenet_300_100", "data=mnist", *ON_ALL]),
-    "lenet5-mnist": (4, ["model=lenet5", "data=mnist", *ON_ALL]),
-    "mlp-fashion": (10, ["model=lenet_300_100", "data=fashion_mnist", *ON_ALL]),
-    "resnet8-fashion": (
-        6,
-        ["model=resnet20", "model.num_blocks=1", "data=fashion_mnist", "data.num_val=48000", ON_ALL[1]],
+FASHION_RESNET = ["model=resnet20", "model.num_blocks=1", "data=fashion_mnist", ON_ALL[1]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Data, network and epochs, as the command line would say them, and the metric by which methods are compared."""
+
+    epochs: int
+    words: Sequence[str]
+    metric: str = "test/acc"
+    exclude: Sequence[str] = ()
+
+    @property
+    def is_percentage(self) -> bool:
+        return self.metric == "test/acc"
+
+
+SETTINGS = {
+    "mlp-mnist": Setting(10, ["model=lenet_300_100", "data=mnist", *ON_ALL]),
+    "lenet5-mnist": Setting(4, ["model=lenet5", "data=mnist", *ON_ALL]),
+    "mlp-fashion": Setting(10, ["model=lenet_300_100", "data=fashion_mnist", *ON_ALL]),
+    "resnet8-fashion-subset": Setting(6, [*FASHION_RESNET, "data.num_val=48000"]),
+    "resnet8-fashion": Setting(6, [*FASHION_RESNET, "data.num_val=0"]),
+    "gpt-shakespeare": Setting(
+        10,
+        ["model=gpt", "data=tinyshakespeare", ON_ALL[1]],
+        "test/perplexity",
+        ("network.embedding", "network.positions", "network.head"),
     ),
 }
-"""Setting -> epochs, and what the command line would say. The last one trains on the first 12,000 images."""
+"""The subset is the first 12,000 images, for a CPU."""
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    setting: str
+    method: str
+    sparsity: float
+    seed: int
+
+
 SPARSITIES = (0.8, 0.9, 0.95, 0.98, 0.99)
 PUBLISHED = {
     ("mlp-mnist", 0.95): "98.47 sparse momentum, 98.4 SNIP",
@@ -79,28 +115,32 @@ def methods() -> list[str]:
     found = []
     for path in sorted((ROOT / "conf" / "pruning").glob("*.yaml")):
         if path.stem not in LEFT_OUT:
-            pruning = composed(path.stem, 0.5, "mlp-mnist", "", None).get("pruning")
+            pruning = composed(Run("mlp-mnist", path.stem, 0.5, 0)).get("pruning")
             if pruning and pruning.get("sparsity") is not None:
                 found.append(path.stem)
     return [*found, MODEL_PRUNING]
 
 
-def composed(method: str, sparsity: float, setting: str, root: str, folder: str | None, seed: int = 0) -> Any:
+def composed(run: Run, root: str = "", folder: str = ".", accelerator: str = "cpu") -> Any:
     """Compose the configuration of a run; recipes that set their own sparsity leave it as it is."""
-    epochs, overrides = SETTINGS[setting]
+    setting, method, sparsity, seed = run
+    epochs, overrides = SETTINGS[setting].epochs, SETTINGS[setting].words
     recipe = "none" if method in ("dense", MODEL_PRUNING) else method
     words = [*overrides, f"pruning={recipe}", f"trainer.max_epochs={epochs}", f"seed={seed}"]
     one = max(2, epochs // 5)
     levels, short = (epochs - one) // one, (epochs - one) // (one - 1)
     words += [word.format(one=one, levels=levels, short=short) for word in IN_TRAININGS.get(method, ())]
-    words += ["callbacks=none", "logger=none", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
-    words += [f"hydra.runtime.output_dir={folder or '.'}", *([f"data.root={root}"] if root else [])]
+    words += ["callbacks=none", "logger=none", "trainer.enable_progress_bar=false"]
+    words += [f"trainer.accelerator={accelerator}", f"hydra.runtime.output_dir={folder}"]
+    words += [f"data.root={root}"] if root else []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", words, return_hydra_config=True)
     pruning = cfg.get("pruning") or {}
     with open_dict(cfg):
         if pruning.get("sparsity") is not None:
             pruning.sparsity = sparsity
+        if SETTINGS[setting].exclude and "exclude" in pruning:
+            pruning.exclude = list(SETTINGS[setting].exclude)
         if "report" in pruning:
             pruning.report = False
         if method == MODEL_PRUNING:
@@ -129,43 +169,39 @@ def model_pruning(sparsity: float, epochs: int) -> ModelPruning:
     )
 
 
-def run(method: str, sparsity: float, seed: int, setting: str, root: str) -> dict[str, Any]:
-    """Train once and return the test accuracy in percent."""
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = composed(method, sparsity, setting, root, folder, seed)
+def result(run: Run, root: str, accelerator: str = "cpu") -> dict[str, Any]:
+    """Train once and return the metric of the test, an accuracy in percent."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    metric = SETTINGS[run.setting].metric
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        cfg = composed(run, root, folder, accelerator)
         HydraConfig.instance().set_config(cfg)
-        start = time.process_time()
-        with contextlib.redirect_stdout(io.StringIO()):
-            metrics = cli.train(cfg)
+        metrics = cli.train(cfg)
     assert isinstance(metrics, dict)
-    return {
-        "setting": setting,
-        "method": method,
-        "sparsity": sparsity,
-        "seed": seed,
-        "accuracy": 100 * metrics["test/acc"],
-        "cpu_seconds": round(time.process_time() - start, 1),
-    }
+    value = metrics[metric] * (100 if SETTINGS[run.setting].is_percentage else 1)
+    return run._asdict() | {metric: value, "cpu_seconds": round(time.process_time() - start, 1)}
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """Return a table for each setting: mean and standard deviation over the seeds."""
-    parts = []
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        ours = [row for row in rows if row["setting"] == setting]
-        sparsities = sorted({row["sparsity"] for row in ours if row["sparsity"]})
-        dense = _cell([row["accuracy"] for row in ours if not row["sparsity"]])
-        lines = []
-        for method in dict.fromkeys(row["method"] for row in ours if row["sparsity"]):
-            found = {
-                s: [r["accuracy"] for r in ours if (r["method"], r["sparsity"]) == (method, s)]
-                for s in sparsities
-            }
-            lines.append({"method": method} | {f"{s:.0%}": _cell(values) for s, values in found.items()})
-        lines.sort(key=lambda line: [line[f"{s:.0%}"] for s in reversed(sparsities)], reverse=True)
-        told = {f"{s:.0%}": PUBLISHED.get((setting, s), "–") for s in sparsities}
-        parts.append(f"{setting}, dense {dense}\n\n{table([*lines, {'method': 'published'} | told])}")
-    return "\n\n".join(parts)
+def summary(setting: str, rows: list[dict[str, Any]]) -> str:
+    """Return a setting's table: mean and standard deviation over the seeds, the best at high sparsity first."""
+    sparsities = sorted({row["sparsity"] for row in rows if row["sparsity"]})
+    metric = SETTINGS[setting].metric
+
+    def values(method: str, sparsity: float) -> list[float]:
+        return [row[metric] for row in rows if (row["method"], row["sparsity"]) == (method, sparsity)]
+
+    lines, ranks = [], {}
+    for method in dict.fromkeys(row["method"] for row in rows if row["sparsity"]):
+        found = {f"{s:.0%}": values(method, s) for s in sparsities}
+        lines.append({"method": method} | {name: _cell(at) for name, at in found.items()})
+        means = [mean(at) for at in found.values() if at]
+        ranks[method] = mean(means) * (-1 if SETTINGS[setting].is_percentage else 1)
+    lines.sort(key=lambda line: ranks[line["method"]])
+    told = {f"{s:.0%}": PUBLISHED.get((setting, s), "–") for s in sparsities}
+    lines += [{"method": "published"} | told] if set(told.values()) != {"–"} else []
+    return f"{setting}, {metric}, dense {_cell(values('dense', 0.0))}\n\n{table(lines) if lines else ''}"
 
 
 def _cell(values: list[float]) -> str:
@@ -178,33 +214,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--root", default=str(ROOT / "data"), help="folder with mnist.npz and fashion_mnist.npz"
-    )
+    parser.add_argument("--root", default=str(ROOT / "data"), help="folder with the data files")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", help="recipes; by default all that remove single weights")
     parser.add_argument("--sparsities", type=float, nargs="+", default=list(SPARSITIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy.json")
-    parser.add_argument("--show", action="store_true", help="only print what the results file holds")
+    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy", help="folder of the results files")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
+    parser.add_argument("--accelerator", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--show", action="store_true", help="only print what the results files hold")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    rows = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
-    chosen = [("dense", 0.0), *((m, s) for m in options.methods or methods() for s in options.sparsities)]
-    wanted = [(m, s, seed, at) for at in options.settings for seed in options.seeds for m, s in chosen]
-    done = {(row["method"], row["sparsity"], row["seed"], row["setting"]) for row in rows}
-    missing = [] if options.show else [key for key in wanted if key not in done]
+    options.out.mkdir(parents=True, exist_ok=True)
+    files = {setting: options.out / f"{setting}.json" for setting in options.settings}
+    rows = {s: json.loads(f.read_text())["rows"] if f.is_file() else [] for s, f in files.items()}
+    done = {
+        Run(r["setting"], r["method"], r["sparsity"], r["seed"]) for found in rows.values() for r in found
+    }
+    chosen = [("dense", 0.0), *((m, s) for s in options.sparsities for m in options.methods or methods())]
+    wanted = [Run(at, m, s, seed) for at in options.settings for seed in options.seeds for m, s in chosen]
+    missing = [] if options.show else [run for run in wanted if run not in done]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
+    with (
+        ProcessPoolExecutor(options.workers, get_context("spawn")) as pool,
+        Progress(*columns) as progress,
+    ):
         task = progress.add_task("", total=len(missing))
-        for method, sparsity, seed, setting in missing:
-            progress.update(task, description=f"{setting} {method} {sparsity:.0%} seed {seed}")
-            rows.append(row := run(method, sparsity, seed, setting, options.root))
-            progress.console.print(row)
-            options.out.write_text(json.dumps({**facts(seed), "rows": rows}, indent=1) + "\n")
+        todo = {pool.submit(result, run, options.root, options.accelerator): run for run in missing}
+        for future in as_completed(todo):
+            run = todo[future]
             progress.advance(task)
-    print(summary(rows))
+            if error := future.exception():
+                progress.console.print(f"{run} failed: {error!r}")
+                continue
+            rows[run.setting].append(future.result())
+            progress.console.print(future.result())
+            record = {**facts(options.seeds), "rows": rows[run.setting]}
+            files[run.setting].write_text(json.dumps(record, indent=1) + "\n")
+    for setting, found in rows.items():
+        print(summary(setting, found) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 
 
-def facts(seed: int) -> dict[str, Any]:
+def facts(seed: int | Sequence[int]) -> dict[str, Any]:
     """Return when, how and with what a run was made; of the machine only what says how to read its figures."""
     versions = {name: metadata.version(name) for name in ("torch", "lightning")}
     return {
@@ -24,7 +26,12 @@ def facts(seed: int) -> dict[str, Any]:
         "command": " ".join(["python", "-m", "benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
         "seed": seed,
         "versions": {"python": platform.python_version()} | versions,
-        "machine": {"cores": os.cpu_count(), "architecture": platform.machine(), "threads": 1},
+        "machine": {
+            "cores": os.cpu_count(),
+            "architecture": platform.machine(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": 1,
+        },
     }
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.structured_accuracy --root ../shared/data
 
-A dense network is trained, made smaller in one shot and fine-tuned; the ways differ in what they take out only.
+A dense network is trained, made smaller and fine-tuned, for equally many steps in all ways. Most ways take channels out
+in one shot; those "in training" in four steps of the fine-tuning's first half; "distilled" adds the dense teacher.
 `scratch` is the network that ours leaves, initialised anew and trained for as many epochs as dense training and
 fine-tuning take together. Torch-Pruning runs in the environment of the model zoo (benchmarks/README.md). Runs that are
 in the results file are not repeated.
@@ -17,9 +18,14 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,10 +36,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.record import RESULTS, facts, table
 from lightning_prune import Budget, Channel, Local, Saliency, shrink
 from lightning_prune.examples.networks import LeNet5
+from lightning_prune.model.distillation import distillation_loss
+
+Data: TypeAlias = tuple[Tensor, Tensor]
+Key: TypeAlias = tuple[str, str, float, int]
 
 BUDGETS = (0.5, 0.25)
 TOLERANCE = 0.01  # of the dense network's work, for all ways alike
-BATCH = 128
+BATCH, LR = 128, 2e-3
 
 
 class ResNet8(nn.Module):
@@ -67,25 +77,43 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
 """Name -> network, training images, epochs of dense training and of fine-tuning."""
 
 
-def train_(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, lr: float, seed: int) -> None:
-    """Train with Adam, the learning rate falling along a cosine."""
+def train_(
+    model: nn.Module,
+    data: Data,
+    epochs: int,
+    seed: int,
+    teacher: nn.Module | None = None,
+    shrinks: Mapping[float, Callable[[torch.optim.Optimizer], None]] = MappingProxyType({}),
+) -> None:
+    """Train with Adam, the learning rate falling along a cosine; `shrinks` are done at fractions of the run."""
     x, y = data
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr)
-    draw, steps = torch.Generator().manual_seed(seed), epochs * (len(x) // BATCH)
+    optimizer = torch.optim.Adam(model.parameters(), LR)
+    draw, num_batches = torch.Generator().manual_seed(seed), len(x) // BATCH
+    steps = epochs * num_batches
+    due = {round(fraction * steps): shrink for fraction, shrink in shrinks.items()}
     for step in range(steps):
-        if step % (len(x) // BATCH) == 0:
-            order = torch.randperm(len(x), generator=draw)
-        at = order[step % (len(x) // BATCH) * BATCH :][:BATCH]
+        if step in due:
+            due[step](optimizer)
+            model.train()
+        if step % num_batches == 0:
+            order = torch.randperm(len(x), generator=draw).to(x.device)
+        at = order[step % num_batches * BATCH :][:BATCH]
         for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        F.cross_entropy(model(x[at]), y[at]).backward()
+        out = model(x[at])
+        loss = F.cross_entropy(out, y[at])
+        if teacher is not None:
+            with torch.no_grad():
+                told = teacher(x[at])
+            loss = 0.5 * loss + 0.5 * distillation_loss(out, told, 4.0)
+        loss.backward()
         optimizer.step()
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+def accuracy(model: nn.Module, data: Data) -> float:
     """Return the test accuracy in percent."""
     model.eval()
     hits = [(model(x).argmax(1) == y).float() for x, y in zip(*(t.split(500) for t in data), strict=True)]
@@ -99,27 +127,33 @@ def macs(model: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def ours(model: nn.Module, data: tuple[Tensor, Tensor], budget: float, **settings: Any) -> None:
+def ours(
+    model: nn.Module,
+    data: Data,
+    budget: float,
+    optimizers: Iterable[torch.optim.Optimizer] = (),
+    tolerance: float = TOLERANCE,
+    **settings: Any,
+) -> None:
     """Prune channels until the work fits, on eight batches for criteria by gradients."""
     batches = [(data[0][i : i + BATCH], data[1][i : i + BATCH]) for i in range(0, 8 * BATCH, BATCH)]
 
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(net: nn.Module, batch: Data) -> Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
 
-    limit = Budget(macs=budget, tolerance=TOLERANCE)
-    granularity = Channel(multiple_of=1)
     shrink(
         model.eval(),
         data[0][:2],
-        budget=limit,
-        granularity=granularity,
+        budget=Budget(macs=budget, tolerance=tolerance),
+        granularity=Channel(multiple_of=1),
         batches=batches,
         loss=loss,
+        optimizers=optimizers,
         **settings,
     )
 
 
-def torch_pruning(model: nn.Module, data: tuple[Tensor, Tensor], budget: float) -> nn.Module:
+def torch_pruning(model: nn.Module, data: Data, budget: float) -> nn.Module:
     """Prune with Torch-Pruning's magnitude pruner, its one setting bisected until the work fits."""
     import torch_pruning as tp
 
@@ -142,17 +176,53 @@ def torch_pruning(model: nn.Module, data: tuple[Tensor, Tensor], budget: float) 
     return best
 
 
-WAYS: dict[str, Callable[[nn.Module, tuple[Tensor, Tensor], float], nn.Module | None]] = {
-    "ours, default": lambda m, d, b: ours(m, d, b),
-    "ours, saliency": lambda m, d, b: ours(m, d, b, criterion=Saliency()),
-    "ours, saliency, local": lambda m, d, b: ours(m, d, b, criterion=Saliency(), scope=Local()),
-    "Torch-Pruning": torch_pruning,
+@dataclass(frozen=True)
+class Way:
+    """How a network becomes smaller: in one shot, by `prune`, or step by step in the first half of the fine-tuning."""
+
+    prune: Callable[[nn.Module, Data, float], nn.Module | None] | None = None
+    in_training: Mapping[str, Any] | None = None
+    distilled: bool = False
+
+    def __call__(self, dense: nn.Module, data: Data, budget: float, epochs: int, seed: int) -> nn.Module:
+        """Return the fine-tuned small network."""
+        small = copy.deepcopy(dense)
+        shrinks = {}
+        if self.in_training is None:
+            assert self.prune is not None
+            small = self.prune(small, data, budget) or small
+        else:
+            full = macs(dense, data[0][:2])
+
+            def step(share: float, optimizer: torch.optim.Optimizer) -> None:
+                now = macs(small, data[0][:2]) / full
+                tolerance = (TOLERANCE if share == budget else 0.05) / now
+                if share < now:
+                    ours(small, data, share / now, [optimizer], tolerance, **(self.in_training or {}))
+
+            shares = {i / 6: budget + (1 - budget) * (1 - (i + 1) / 4) ** 2 for i in range(4)}
+            shrinks = {at: partial(step, share) for at, share in shares.items()}
+        train_(small, data, epochs, seed + 1, dense.eval() if self.distilled else None, shrinks)
+        return small
+
+
+SALIENCY = {"criterion": Saliency()}
+WAYS = {
+    "ours, default": Way(ours),
+    "ours, distilled": Way(ours, distilled=True),
+    "ours, saliency": Way(partial(ours, **SALIENCY)),
+    "ours, saliency, local": Way(partial(ours, scope=Local(), **SALIENCY)),
+    "ours, in training": Way(in_training={}),
+    "ours, in training, saliency": Way(in_training=SALIENCY),
+    "ours, in training, distilled": Way(in_training={}, distilled=True),
+    "ours, in training, saliency, distilled": Way(in_training=SALIENCY, distilled=True),
+    "Torch-Pruning": Way(torch_pruning),
+    "Torch-Pruning, distilled": Way(torch_pruning, distilled=True),
 }
 
 
-def runs(name: str, seed: int, root: Path, ways: list[str], done: set[tuple[Any, ...]]) -> Any:
-    """Yield a row for each way and budget that is not done yet."""
-    make, num, dense_epochs, more_epochs = NETWORKS[name]
+def load(root: Path, num: int, seed: int, device: str) -> tuple[Data, Data]:
+    """Return `num` training images, which the seed chooses, and the test images."""
     file = np.load(root / "fashion_mnist.npz")
     train, test = (
         (
@@ -162,47 +232,47 @@ def runs(name: str, seed: int, root: Path, ways: list[str], done: set[tuple[Any,
         for p in ("train", "test")
     )
     part = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:num]
-    data = (train[0][part], train[1][part])
+    data = (train[0][part].to(device), train[1][part].to(device))
+    return data, (test[0].to(device), test[1].to(device))
+
+
+def runs(
+    name: str, seed: int, root: Path, ways: list[str], done: set[Key], device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """Return a row for each way and budget that is not done yet."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    make, num, dense_epochs, more_epochs = NETWORKS[name]
     wanted = [(way, budget) for budget in BUDGETS for way in [*ways, "scratch"]]
-    if all((name, way, budget, seed) in done for way, budget in wanted):
-        return
+    wanted = [(way, budget) for way, budget in wanted if (name, way, budget, seed) not in done]
+    if not wanted:
+        return []
+    data, test = load(root, num, seed, device)
     torch.manual_seed(seed)
-    dense = make()
-    train_(dense, data, dense_epochs, 2e-3, seed)
+    dense = make().to(device)
+    train_(dense, data, dense_epochs, seed)
     full = macs(dense, data[0][:2])
-    yield {
-        "network": name,
-        "way": "dense",
-        "budget": 1.0,
-        "seed": seed,
-        "accuracy": accuracy(dense, test),
-        "macs": 1.0,
-    }
+
+    def row(way: str, budget: float, model: nn.Module) -> dict[str, Any]:
+        at = {"network": name, "way": way, "budget": budget, "seed": seed, "accuracy": accuracy(model, test)}
+        params = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in dense.parameters())
+        return at | {"macs": macs(model, data[0][:2]) / full, "params": params}
+
+    rows = [] if (name, "dense", 1.0, seed) in done else [row("dense", 1.0, dense)]
     for way, budget in wanted:
-        if (name, way, budget, seed) in done:
-            continue
         start = time.process_time()
-        small = copy.deepcopy(dense)
         if way == "scratch":
+            small = copy.deepcopy(dense)
             ours(small, data, budget)
             torch.manual_seed(seed + 100)
             for module in small.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
-            train_(small, data, dense_epochs + more_epochs, 2e-3, seed + 1)
+            train_(small, data, dense_epochs + more_epochs, seed + 1)
         else:
-            small = WAYS[way](small, data, budget) or small
-            train_(small, data, more_epochs, 2e-3, seed + 1)
-        yield {
-            "network": name,
-            "way": way,
-            "budget": budget,
-            "seed": seed,
-            "accuracy": accuracy(small, test),
-            "macs": macs(small, data[0][:2]) / full,
-            "params": sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in dense.parameters()),
-            "cpu_seconds": round(time.process_time() - start, 1),
-        }
+            small = WAYS[way](dense, data, budget, more_epochs, seed)
+        rows.append(row(way, budget, small) | {"cpu_seconds": round(time.process_time() - start, 1)})
+    return rows
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -232,18 +302,21 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--out", type=Path, default=RESULTS / "structured_accuracy.json")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; each does one network with one seed"
+    )
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
-    for seed in options.seeds:
-        for name in options.networks:
-            done = {(r["network"], r["way"], r["budget"], r["seed"]) for r in rows}
-            for row in runs(name, seed, options.root, options.ways, done):
-                if (row["network"], row["way"], row["budget"], row["seed"]) not in done:
-                    rows.append(row)
-                    print(row, flush=True)
-                    options.out.write_text(json.dumps({**facts(seed), "rows": rows}, indent=1) + "\n")
+    done = {(r["network"], r["way"], r["budget"], r["seed"]) for r in rows}
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        args = options.root, options.ways, done, options.device
+        todo = [pool.submit(runs, n, seed, *args) for seed in options.seeds for n in options.networks]
+        for future in as_completed(todo):
+            for row in future.result():
+                rows.append(row)
+                print(row, flush=True)
+            options.out.write_text(json.dumps({**facts(options.seeds), "rows": rows}, indent=1) + "\n")
     print(summary(rows))
 
 

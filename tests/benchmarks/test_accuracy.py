@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
+import numpy as np
 import pytest
 
-from benchmarks.accuracy import MODEL_PRUNING, SETTINGS, composed, methods, model_pruning, summary
+from benchmarks.accuracy import MODEL_PRUNING, SETTINGS, Run, composed, main, methods, model_pruning, summary
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +24,12 @@ def test_all_recipes_that_remove_single_weights_take_part(found: list[str]) -> N
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_run_is_composed(found: list[str], setting: str) -> None:
     for method in ["dense", *(found if setting == "mlp-mnist" else ["lottery_ticket", "rewinding"])]:
-        cfg = composed(method, 0.95, setting, "data", None, seed=2)
+        cfg = composed(Run(setting, method, 0.95, seed=2))
         pruning = cfg.get("pruning") or cfg.callbacks.pruning if method != "dense" else {"sparsity": 0.95}
         assert pruning["sparsity"] == 0.95
         length, pruning = cfg.trainer.max_epochs, dict(pruning)
         total = length + pruning.get("num_levels", 0) * (length - pruning.get("epoch", 0))
-        assert (total, cfg.seed) == (SETTINGS[setting][0], 2)
+        assert (total, cfg.seed) == (SETTINGS[setting].epochs, 2)
 
 
 def test_the_increments_of_the_incumbent_compound_to_the_ramp() -> None:
@@ -35,9 +39,33 @@ def test_the_increments_of_the_incumbent_compound_to_the_ramp() -> None:
         assert 1.0 - kept == pytest.approx(0.9 * (1 - (1 - min(1.0, (epoch + 1) / 7)) ** 3))
 
 
-def test_the_table_has_mean_and_deviation_of_each_cell() -> None:
+def test_the_table_has_mean_and_deviation_of_each_cell_and_the_best_first() -> None:
     row = {"setting": "mlp-mnist", "method": "a", "sparsity": 0.95}
-    rows = [row | {"accuracy": value, "seed": seed} for seed, value in enumerate((97.0, 99.0))]
-    assert "| a | 98.00 ± 1.41 |" in summary(
-        [*rows, row | {"method": "dense", "sparsity": 0.0, "accuracy": 98.5}]
-    )
+    rows = [row | {"test/acc": value, "seed": seed} for seed, value in enumerate((97.0, 99.0))]
+    rows += [
+        row | {"method": "b", "test/acc": 98.5},
+        row | {"method": "dense", "sparsity": 0.0, "test/acc": 99.0},
+    ]
+    told = summary("mlp-mnist", rows)
+    assert "dense 99.00" in told and "| a | 98.00 ± 1.41 |" in told
+    assert told.index("| b |") < told.index("| a |")
+
+
+def test_a_run_that_fails_loses_only_itself_and_is_done_next_time(tmp_path, capsys, monkeypatch) -> None:
+    """Trainings in processes of their own, on a folder without data and then on one with a few images."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"x_{part}": rng.integers(0, 256, (n, 28, 28), np.uint8) for part, n in (("train", 60), ("test", 20))
+    }
+    arrays |= {f"y_{part}": rng.integers(0, 10, n) for part, n in (("train", 60), ("test", 20))}
+    words = ["--settings", "mlp-mnist", "--methods", "one_shot", "--sparsities", "0.5", "--seeds", "0"]
+    for filled in (False, True):
+        if filled:
+            np.savez(tmp_path / "mnist.npz", **arrays)
+        monkeypatch.setattr(
+            sys, "argv", ["accuracy", *words, "--root", str(tmp_path), "--out", str(tmp_path)]
+        )
+        main()
+        assert ("failed" in capsys.readouterr().out) is not filled
+    rows = json.loads((tmp_path / "mlp-mnist.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"dense", "one_shot"}
