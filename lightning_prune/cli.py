@@ -1,4 +1,4 @@
-"""What `train.py` and `eval.py` do with their configuration: check it, then train, prune, test and report.
+"""What `train.py`, `eval.py` and `sensitivity.py` do with their configuration: check it, then run and report.
 
 The nouns of a recipe are built first, which checks their ranges without torch: a mistake is answered at once.
 """
@@ -143,6 +143,37 @@ def evaluate(cfg: DictConfig) -> Metrics:
         _show({name: 1.0 - nonzeros[name] / sizes[name] for name in sizes}, "sparsity of weights")
         _write(metrics)
     return metrics
+
+
+def analyse(cfg: DictConfig) -> Metrics:
+    """Prune one layer of a trained model at a time and validate it, and allocate a sparsity over the layers.
+
+    Args:
+        cfg: as composed from `conf/sensitivity.yaml`.
+
+    Returns:
+        The sparsities by layer.
+
+    Raises:
+        ValueError: settings that are no good, or a checkpoint of another model.
+    """
+    check(cfg)
+    import lightning as L
+    import torch
+
+    from lightning_prune import analysis
+
+    _silence()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
+    _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    names = ("metric", "sparsities", "sparsity", "include", "exclude", "curves")
+    settings = {name: _plain(cfg[name]) for name in names}
+    try:
+        return analysis.analyse(_trainer(cfg), model, datamodule, folder, **settings)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def check(cfg: DictConfig) -> None:

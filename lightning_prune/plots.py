@@ -1,13 +1,14 @@
-"""Pictures of what will happen. They need matplotlib: `pip install "lightning-prune[plots]"`."""
+"""Pictures of ramps and of what layers bear. They need matplotlib: `pip install "lightning-prune[plots]"`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from lightning_prune.core.types import Schedule
+from lightning_prune.core.types import Name, Schedule
 from lightning_prune.core.windows import StepWindow, Window
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 NUM_POINTS = 501
 STEPS_OF = {"run": 10_000, "epochs": 10_000, "steps": 1}  # how finely a window is drawn: steps of one unit
+LINES = ("-", "--", "-.", ":")
 AXES = {"run": "fraction of the run", "epochs": "epochs", "steps": "optimizer steps"}
 
 
@@ -61,20 +63,58 @@ def plot_schedule(
         ylim=(-0.04, 1.04),
     )
     axes.grid(alpha=0.3)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+    _save(figure, path)
     return figure
 
 
-def _new_figure() -> Figure:
+def plot_sensitivity(
+    curves: Mapping[Name, Mapping[float, float]], metric: str, path: str | Path | None = None
+) -> Figure:
+    """Draw what a metric becomes when one layer is pruned, a line for each layer.
+
+    Args:
+        curves: name -> sparsity -> value, as `sensitivity` returns them; sparsity 0 is the dense model.
+        metric: its name, for the axis.
+        path: where to save the picture, as for `plot_schedule`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> figure = plot_sensitivity({"a": {0.0: 0.9, 0.5: 0.8}, "b": {0.0: 0.9, 0.5: 0.9}}, "val/acc")
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['dense', 'a', 'b']
+    """
+    figure = _new_figure(height=max(3.6, 0.9 + 0.16 * len(curves)))
+    axes = figure.subplots()
+    dense = next((curve[0.0] for curve in curves.values() if 0.0 in curve), None)
+    if dense is not None:
+        axes.axhline(dense, color="0.6", linestyle=":", linewidth=1.0, label="dense")
+    for at, (name, curve) in enumerate(curves.items()):
+        points = sorted(curve.items())
+        style = LINES[at // 10 % len(LINES)]  # the colours repeat after ten
+        axes.plot(*zip(*points, strict=True), style, marker=".", linewidth=1.2, label=name)
+    axes.set(xlabel="sparsity of the layer", ylabel=metric)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+    _save(figure, path)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path | None) -> None:
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+
+
+def _new_figure(height: float = 3.6) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             'plots need matplotlib, which is missing: pip install "lightning-prune[plots]".'
         ) from error
-    return Figure(figsize=(6.0, 3.6), layout="constrained")
+    return Figure(figsize=(6.0, height), layout="constrained")
 
 
 def _resolved(window: Window | StepWindow | None) -> tuple[StepWindow, float, str]:

@@ -22,6 +22,16 @@ METRICS_SHOWN = ("sparsity", "val/", "test/")
 LOWER_IS_BETTER = ("loss", "perplexity", "error")
 
 
+def is_lower_better(metric: str) -> bool:
+    """Return whether a metric's name is one of a loss.
+
+    Example:
+        >>> is_lower_better("val/loss"), is_lower_better("val/acc")
+        (True, False)
+    """
+    return metric.endswith(LOWER_IS_BETTER)
+
+
 class SweepTable(Callback):
     """Hydra callback that shows a table of all jobs when a multirun ends, also when some of them failed.
 
@@ -113,7 +123,7 @@ def _sorted(rows: list[Row], sort_by: str | None) -> list[Row]:
     column = sort_by or next((name for name in PREFERRED if name in known), None)
     if column is None:
         return rows
-    sign = 1 if column.endswith(LOWER_IS_BETTER) else -1
+    sign = 1 if is_lower_better(column) else -1
 
     def key(row: Row) -> tuple[bool, float, str]:
         value = row.get(column)

@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if re.match(r"python (train|eval|-m lightning_prune)", line)]
+    return [line for line in lines if re.match(r"python (train|eval|sensitivity|-m lightning_prune)", line)]
 
 
 @pytest.fixture(scope="module")
