@@ -16,11 +16,13 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+COMPARED = ("torch", "lightning", "torchvision", "timm", "transformers", "torch-pruning", "torch-kirigami")
 
 
 def facts(seed: int | Sequence[int]) -> dict[str, Any]:
     """Return when, how and with what a run was made; of the machine only what says how to read its figures."""
-    versions = {name: metadata.version(name) for name in ("torch", "lightning")}
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    versions = {name: installed[name] for name in COMPARED if name in installed}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", "benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
