@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.zoo.example import Example, make_sensitive_, tensors_in
+from benchmarks.zoo.example import Example, make_distinct_, make_sensitive_, tensors_in
 from benchmarks.zoo.masked import difference, outputs64, reference
 from benchmarks.zoo.slices import mistaken, recover, tensors_of, wrong_slices
 
@@ -104,3 +104,14 @@ def test_conditioned_activations_have_deviation_one():
 def test_tensors_in_finds_floats_only():
     a, b = torch.zeros(1), torch.ones(2)
     assert [t.shape for t in tensors_in({"a": a, "b": [b, (torch.ones(3).long(), None)]})] == [(1,), (2,)]
+
+
+def test_values_are_told_apart_and_hardly_changed():
+    """Or slices that a tool has kept could not be read off its tensors: this made right models look wrong."""
+    generator = torch.Generator().manual_seed(0)
+    scales = 1 + 0.1 * torch.randn(20_000, generator=generator)
+    before = scales.clone()
+    assert len(scales.unique()) < len(scales)
+    make_distinct_(scales, generator)
+    assert len(scales.unique()) == len(scales)
+    assert (scales - before).abs().max() < 1e-4 and (scales != before).sum() < 200
