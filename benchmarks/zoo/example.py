@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-
 MANY = 20_000  # values of a tensor that are told apart by others in the same slice
 
 
