@@ -62,7 +62,7 @@ class InTraining(PruningCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the targets, go on from what was loaded, and hook on to the optimizers."""
-        self._before = self._take_state(pl_module)
+        self._before, self._is_news = self._take_state(pl_module), True
         self.ramp, self.updates, self.pruner = None, [], None
         self._optimizers = list(trainer.optimizers)
         if not isinstance(self.recipe.granularity, Couples):

@@ -129,6 +129,8 @@ class WeightRewinding(InTraining):
         """Count on from where the run was."""
         num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
         self.ramp = Ramp(self.schedule, StepWindow(0, 0, 1), num_done)
+        if self._before is not None:
+            self.ramp.load_state_dict(self._before["ramp"])
         self.ramp.is_due = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
