@@ -173,6 +173,66 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class LayerKernel:
+    """A linear layer with the dense kernel and with one made for zeros, measured in turns on the same input.
+
+    Args:
+        name: of the layer.
+        shape: of its weight.
+        sparsity: of its weight, in [0, 1].
+        num_rows: of its input: the product of all dims but the last.
+        dense: how long the dense kernel takes.
+        sparse: how long the sparse one takes; None where it was not measured.
+        is_faster: whether the sparse kernel is measurably faster.
+        reason: why it was not measured, or is not used.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    num_rows: int | None = None
+    dense: Latency | None = None
+    sparse: Latency | None = None
+    is_faster: bool = False
+    reason: str | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster the sparse kernel is, by the medians; None where it was not measured."""
+        if self.dense is None or self.sparse is None or not self.sparse.median_ms:
+            return None
+        return self.dense.median_ms / self.sparse.median_ms
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What kernels made for zeros bring on this machine.
+
+    Args:
+        kernel: "csr" (compressed sparse rows, on the CPU) or "2:4" (semi-structured, on GPUs).
+        layers: the linear layers, in the order of the model.
+        is_converted: whether the layers that are faster were converted, rather than only measured.
+        before: of one call of the model with dense kernels.
+        after: of the same with the faster ones; None where nothing was converted.
+        batch_size: of that call.
+        error: largest difference between the outputs, relative to the largest output.
+    """
+
+    kernel: str
+    layers: tuple[LayerKernel, ...]
+    is_converted: bool = False
+    before: Latency | None = None
+    after: Latency | None = None
+    batch_size: int | None = None
+    error: float | None = None
+
+    @property
+    def num_converted(self) -> int:
+        """How many layers run with the sparse kernel."""
+        return sum(layer.is_faster for layer in self.layers) if self.is_converted else 0
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is told of one run.
 
@@ -197,6 +257,7 @@ class Report:
         equivalence_error: largest relative difference between the outputs of the masked and of the smaller model, in
             float64; None where the model did not become smaller.
         frozen: what could not become smaller, group or dim of a tensor -> the reason.
+        acceleration: what kernels made for zeros would bring on this machine; None where it was not measured.
         format_version: of this data model.
     """
 
@@ -218,6 +279,7 @@ class Report:
     load_command: str | None = None
     equivalence_error: float | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
+    acceleration: Acceleration | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_prune.report.data import Cost, Latency, Layer, Report, differs
+from lightning_prune.report.data import Acceleration, Cost, Latency, Layer, LayerKernel, Report, differs
 from lightning_prune.report.text import UNKNOWN, change, counts, elided, number, percent, size
 
 MAX_LAYERS = 40
@@ -38,6 +38,10 @@ CHANNELS = (
     "for them."
 )
 GZIP = "The file after gzip shows how much a compressed format could save."
+KERNELS = (
+    "The sparse kernels were measured, not used: `accelerate(model, example)` converts the layers that are faster, on "
+    "the machine and for the batch size that it is called with."
+)
 EFFECTIVE = (
     "Effective MACs are what a kernel that skips every zero would have left; no ordinary kernel skips them."
 )
@@ -70,6 +74,7 @@ def page(report: Report) -> Page:
         _costs(before, after),
         _metrics(report),
         _layers(report.layers),
+        kernels(report.acceleration),
         _frozen(report),
         _updates(report),
         _evaluations(report),
@@ -182,6 +187,31 @@ def _kept(layer: Layer) -> str:
     return UNKNOWN if layer.num_groups is None else " of ".join(counts(layer.num_kept, layer.num_groups))
 
 
+def kernels(acceleration: Acceleration | None) -> Table:
+    """Return what each linear layer takes with the dense and with the sparse kernel."""
+    if acceleration is None:
+        return Table("Sparse kernels", ("",), ())
+    rows = [
+        (
+            layer.name,
+            percent(layer.sparsity),
+            UNKNOWN if layer.num_rows is None else f"{layer.num_rows:,}",
+            *(_milliseconds(x.median_ms) if x else UNKNOWN for x in (layer.dense, layer.sparse)),
+            _verdict(layer),
+        )
+        for layer in acceleration.layers
+    ]
+    columns = ("layer", "sparsity", "rows", "dense", acceleration.kernel, "")
+    title = f"Sparse kernels ({acceleration.kernel}) on this machine"
+    return Table(title, columns, elided(rows, MAX_LAYERS))
+
+
+def _verdict(layer: LayerKernel) -> str:
+    if layer.sparse is None or layer.reason is not None:
+        return layer.reason or UNKNOWN
+    return _speedup(layer.dense, layer.sparse)
+
+
 def _frozen(report: Report) -> Table:
     """What stayed whole, counted by the reason: a large model has thousands of dims."""
     by_reason: dict[str, list[str]] = {}
@@ -222,6 +252,8 @@ def _notes(report: Report) -> tuple[str, ...]:
     notes += [EFFECTIVE] if after and after.effective_macs is not None else []
     if _unit(report) == "channels":
         notes.append(CHANNELS)
+    if (found := report.acceleration) and not found.is_converted and any(x.is_faster for x in found.layers):
+        notes.append(KERNELS)
     if latency := (after and after.latency) or (before and before.latency):
         notes.append(_conditions(latency))
     if empty := [layer.name for layer in report.layers if layer.params and not layer.nonzeros]:

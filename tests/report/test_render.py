@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from rich.console import Console
 
 from lightning_prune.report import rows
-from lightning_prune.report.data import Cost, Evaluation, Latency, Layer, Report, Update
+from lightning_prune.report.data import (
+    Acceleration,
+    Cost,
+    Evaluation,
+    Latency,
+    Layer,
+    LayerKernel,
+    Report,
+    Update,
+)
 from lightning_prune.report.render import to_markdown, to_rich, write
 from lightning_prune.report.storage import load
 from tests.report.test_storage import REPORTS
@@ -214,3 +223,32 @@ def test_both_files_are_written(tmp_path):
     assert [p.name for p in paths] == ["report.json", "report.md"]
     assert load(paths[0]) == REPORT
     assert paths[1].read_text(encoding="utf-8") == to_markdown(REPORT)
+
+
+SLOW, FAST = Latency(1.0, 0.9, 1.1, 40), Latency(0.25, 0.24, 0.26, 40)
+KERNELS = Acceleration(
+    "csr",
+    (
+        LayerKernel("net.0", (300, 784), 0.91, 64, SLOW, FAST, is_faster=True),
+        LayerKernel("net.2", (10, 300), 0.7, 64, SLOW, replace(SLOW, low_ms=0.95)),
+        LayerKernel("net.4", (10, 10), 0.0, reason="too small"),
+    ),
+)
+
+
+def test_sparse_kernels_are_told_with_what_they_bring():
+    report = replace(REPORT, acceleration=KERNELS)
+    assert table(report, "Sparse kernels (csr)") == {
+        "net.0": ("91.00 %", "64", "1 ms", "0.25 ms", "4.00x faster"),
+        "net.2": ("70.00 %", "64", "1 ms", "1 ms", "no measurable difference"),
+        "net.4": ("0.00 %", "-", "-", "-", "too small"),
+    }
+    assert "`accelerate(model, example)`" in "".join(rows.page(report).notes)
+    used = replace(report, acceleration=replace(KERNELS, is_converted=True))
+    assert "`accelerate(model, example)`" not in "".join(rows.page(used).notes)
+    assert "Sparse kernels" not in shown(REPORT) and "4.00x faster" in shown(report, width=200)
+
+
+def test_a_speedup_is_that_of_the_medians():
+    assert [layer.speedup for layer in KERNELS.layers] == [4.0, 1.0, None]
+    assert KERNELS.num_converted == 0 and replace(KERNELS, is_converted=True).num_converted == 1

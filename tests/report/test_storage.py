@@ -15,11 +15,13 @@ from lightning_prune.report import storage
 from lightning_prune.report.data import (
     FORMAT_VERSION,
     KINDS,
+    Acceleration,
     Cost,
     Evaluation,
     Latency,
     Layer,
     LayerCost,
+    LayerKernel,
     Report,
     Update,
     differs,
@@ -44,6 +46,16 @@ COSTS = st.builds(
     TEXTS,
 )
 LAYERS = st.builds(Layer, st.text(max_size=5), SHAPES, COUNTS, COUNTS, MAYBE, MAYBE, MAYBE, MAYBE)
+KERNELS = st.builds(
+    LayerKernel,
+    *(st.text(max_size=5), SHAPES, FLOATS, MAYBE, st.none() | LATENCIES, st.none() | LATENCIES),
+    *(st.booleans(), st.none() | st.text(max_size=5)),
+)
+ACCELERATIONS = st.builds(
+    Acceleration,
+    *(st.sampled_from(["csr", "2:4"]), st.lists(KERNELS, max_size=2).map(tuple), st.booleans()),
+    *(st.none() | LATENCIES, st.none() | LATENCIES, MAYBE, st.none() | FLOATS),
+)
 UPDATES = st.builds(Update, COUNTS, FLOATS, FLOATS, FLOATS, MAYBE, METRICS)
 FIELDS_OF_A_REPORT = {
     "kind": st.sampled_from(KINDS),
@@ -64,6 +76,7 @@ FIELDS_OF_A_REPORT = {
     "load_command": st.none() | st.text(),
     "equivalence_error": st.none() | st.floats(min_value=0, allow_nan=False),
     "frozen": TEXTS,
+    "acceleration": st.none() | ACCELERATIONS,
 }
 REPORTS = st.builds(Report, **FIELDS_OF_A_REPORT)
 REPORT = Report(
