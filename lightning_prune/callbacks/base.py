@@ -21,6 +21,7 @@ from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.ranks import check_agreement
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
 STATE_VERSION = 1
@@ -106,13 +107,13 @@ class PruningCallback(L.Callback):
         self._note_update(fraction, **when)
 
     def _note_update(self, fraction: float, **when: Any) -> None:
-        """Write down what an update has come to."""
+        """Write down what an update has come to, once all processes have come to the same."""
         assert self.pruner is not None
         layers = {name: sparsity_of({name: mask}) for name, mask in self.masks.items()}
         achieved = self.pruner.sparsity
-        self.updates.append(
-            {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
-        )
+        update = {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
+        check_agreement(self.masks, {"the record of the update": update})
+        self.updates.append(update)
         if fraction >= 1.0 and isinstance(self.pruner, GroupPruner) and (missed := self.pruner.missed):
             self._warn(missed)
 
@@ -202,6 +203,7 @@ class PruningCallback(L.Callback):
             if (old := before.get(noun)) != (text := now.get(noun)):
                 self._warn(f"`{noun}` was {old} in the run that is resumed, and is {text} from now on.")
         self.pruner.load_state_dict(state["pruner"])
+        check_agreement(self.masks, {"the updates of the checkpoint": state["updates"]})
         self.updates = list(state["updates"])
         self.pruner.apply_()
 

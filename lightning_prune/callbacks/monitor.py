@@ -80,14 +80,15 @@ class SparsityMonitor(L.Callback):
         self._capturing.close()
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Report:
-        """Measure the model as it is now, write the report and return it."""
+        """Measure the model as it is now, write the report and return it; on all processes it is the first one's."""
         folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
         callbacks, before = self._pruning(trainer), self._cost_before
         after = measure(pl_module, self._call, latency=self.latency and not callbacks)
         if self.latency and callbacks and self._call and before:
             dense = next((cb.dense for cb in callbacks if cb.dense is not None), None)
             before, after = compare_with_dense(pl_module, self._call, before, after, dense)
-        self.report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
+        report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
+        self.report = trainer.strategy.broadcast(report)
         if trainer.is_global_zero:
             paths = write(self.report, folder)
             if self.show:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_prune import core
 from lightning_prune.core.checks import check_count, check_sparsity
-from lightning_prune.core.types import LazyScores, Name, shapes_of
+from lightning_prune.core.types import Name, shapes_of, some_of
 
 if TYPE_CHECKING:
     from lightning_prune.core.types import Masks, Scores
@@ -56,23 +56,30 @@ def keep_guarded(scores: Scores, num_keep: int, min_keep: int | float) -> Masks:
         ValueError: the floors together are more than `num_keep`.
     """
     masks, floors = core.keep_top(scores, num_keep), dict[Name, int]()
-    while starved := _starved(masks, min_keep, floors):
+    while starved := _starved(scores, masks, min_keep, floors):
         floors |= starved
         if (left := num_keep - sum(floors.values())) < 0:
             raise ValueError(
                 f"`min_keep` is at most what the sparsity leaves, {num_keep} groups in all, but got {min_keep!r}, "
                 f"which makes {sum(floors.values())} groups for {', '.join(floors)}."
             )
-        masks |= {name: core.keep_top({name: scores[name]}, floor)[name] for name, floor in starved.items()}
-        rest = {name: shape for name, shape in shapes_of(scores).items() if name not in floors}
-        masks |= core.keep_top(LazyScores(rest, scores.__getitem__), left)
+        masks |= keep_each(scores, starved)
+        masks |= core.keep_top(some_of(scores, *(name for name in scores if name not in floors)), left)
     return masks
 
 
-def _starved(masks: Masks, min_keep: int | float, known: Mapping[Name, int]) -> dict[Name, int]:
+def keep_each(scores: Scores, counts: Mapping[Name, int]) -> Masks:
+    """Keep the best of each parameter by itself, as many as `counts` says."""
+    return {name: core.keep_top(some_of(scores, name), count)[name] for name, count in counts.items()}
+
+
+def _starved(
+    scores: Scores, masks: Masks, min_keep: int | float, known: Mapping[Name, int]
+) -> dict[Name, int]:
     """Return the floors of the parameters that keep less, but for those `known`."""
-    floors = {name: floor_of(min_keep, mask.numel()) for name, mask in masks.items() if name not in known}
-    return {name: floor for name, floor in floors.items() if int(masks[name].sum()) < floor}
+    shapes, kept = shapes_of(scores), core.num_kept_of(scores, masks)
+    floors = {name: floor_of(min_keep, math.prod(shapes[name])) for name in masks if name not in known}
+    return {name: floor for name, floor in floors.items() if kept[name] < floor}
 
 
 def apportion(shares: Mapping[Name, float], sizes: Mapping[Name, int], total: int) -> dict[Name, int]:

@@ -5,8 +5,8 @@ each bin of the bracket; that tells which part holds the k-th largest: a bin, or
 The next pass looks there, until one key is left. The first bracket is guessed from a sample: a bad guess costs passes,
 and the answer is exact either way. What is held beside the scores of one tensor is a histogram and a chunk.
 
-Counts of several shards may be added up: what `_count` returns, summed over all of them, and the same first bracket
-give each of them the exact answer for the whole.
+Where each process holds a part of the scores (`LazyScores.across`), histograms are summed up over the processes and no
+score leaves its own: each of them finds its part of the exact answer for the whole.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_prune.core import sampling
+from lightning_prune.core.across import shared_ties, widest
 from lightning_prune.core.keys import Bracket, key_of, keys_of, value_of
-from lightning_prune.core.types import Masks, Name, Scores, shapes_of
+from lightning_prune.core.sampling import guess, num_nan_of, refuse_nan, sample_of
+from lightning_prune.core.types import Masks, Name, Scores, across_of, shapes_of
 
 CHUNK = 1 << 18  # scores read at a time on CPU: they stay in cache between one operation and the next
-NUM_SAMPLES = 1 << 17
-MARGIN = 4.0  # of the bracket around the sample's estimate, in standard deviations
 
 
 def keep_top(scores: Scores, num_keep: int) -> Masks:
@@ -48,7 +49,8 @@ def keep_top(scores: Scores, num_keep: int) -> Masks:
     if not 0 <= num_keep <= total:
         raise ValueError(f"`num_keep` is a number of scores, in [0, {total}], but got {num_keep}.")
     if num_keep in (0, total):
-        return {name: _constant(name, scores[name], num_keep > 0) for name in scores}
+        refuse_nan(scores, [num_nan_of(scores[name]) for name in scores])
+        return {name: _constant(scores[name], num_keep > 0) for name in scores}
     return _masks(scores, _find_cut(scores, num_keep, total))
 
 
@@ -70,7 +72,7 @@ def keep_top_rows(scores: Tensor, num_keep: int) -> Tensor:
     num_columns = scores.shape[1]
     if not 0 <= num_keep <= num_columns:
         raise ValueError(f"`num_keep` is a number of columns, in [0, {num_columns}], but got {num_keep}.")
-    _check_nan("scores", scores)
+    refuse_nan({"scores": scores}, [num_nan_of(scores)])
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     height = max(1, CHUNK // max(1, num_columns))
     for part, marks in zip(torch.split(scores, height), torch.split(mask, height), strict=True):
@@ -91,11 +93,13 @@ class _Cut:
 
 def _find_cut(scores: Scores, num_keep: int, total: int) -> _Cut:
     """Find the `num_keep`-th largest score, 0 < `num_keep` < `total`."""
-    stride = max(1, total // NUM_SAMPLES)
-    sample, dtype = _sample(scores, stride)
+    stride = max(1, total // sampling.NUM_SAMPLES)
+    sample, dtype = sample_of(scores, stride)
     bounds = Bracket(key_of(-math.inf, dtype), key_of(math.inf, dtype))
-    bracket = _guess(sample, num_keep, stride, bounds, dtype)
-    while True:
+    across = across_of(scores)
+    bracket = guess(sample, num_keep / total, stride == 1 and across is None, bounds, dtype)
+    bracket = bracket if across is None else widest(across, bracket, bounds)
+    while bracket.low <= bracket.high:
         num_above, histogram = _count(scores, bracket, dtype)
         from_top = histogram.flip(0).cumsum(0) + num_above
         if num_keep <= num_above:
@@ -109,38 +113,19 @@ def _find_cut(scores: Scores, num_keep: int, total: int) -> _Cut:
             if bracket.low == bracket.high:
                 num_ties = num_keep - int(from_top[place]) + num_equal
                 return _Cut(value_of(bracket.low, dtype), dtype, num_ties, num_equal)
-
-
-def _sample(scores: Scores, stride: int) -> tuple[Tensor, torch.dtype]:
-    """Return every `stride`-th score of all, descending, and the dtype that holds each score exactly."""
-    parts, start, dtype = list[Tensor](), 0, torch.float32
-    for name in scores:
-        part, size = _sample_one(name, scores[name], start, stride)
-        dtype = torch.promote_types(dtype, part.dtype)
-        parts.append(part.double())
-        start = (start - size) % stride
-    return torch.cat(parts).sort(descending=True).values, dtype
-
-
-def _sample_one(name: Name, tensor: Tensor, start: int, stride: int) -> tuple[Tensor, int]:
-    # a function of its own, as others below: when it returns, the scores are gone before the next ones are computed
-    _check_nan(name, tensor)
-    return tensor.reshape(-1)[start::stride].to("cpu", copy=True), tensor.numel()
-
-
-def _guess(sample: Tensor, num_keep: int, stride: int, bounds: Bracket, dtype: torch.dtype) -> Bracket:
-    """Guess where the `num_keep`-th largest score lies: around its rank in the sample, which is exact at stride 1."""
-    rank = num_keep / stride
-    margin = 1 + MARGIN * math.sqrt(rank * max(0.0, 1 - rank / len(sample))) if stride > 1 else 0
-    first, last = math.floor(rank - margin) - 1, math.ceil(rank + margin) - 1
-    low = key_of(float(sample[last]), dtype) if last < len(sample) else bounds.low
-    return Bracket(low, key_of(float(sample[first]), dtype) if first >= 0 else bounds.high)
+    raise ValueError(
+        "`scores` are the same each time they are read, but got others: a criterion draws random numbers without seed."
+    )
 
 
 def _count(scores: Scores, bracket: Bracket, dtype: torch.dtype) -> tuple[int, Tensor]:
     """Count the scores above a bracket, and those in each of its bins."""
     histogram = torch.zeros(bracket.num_bins, dtype=torch.int64)
-    return sum(_count_one(scores[name], bracket, dtype, histogram) for name in scores), histogram
+    num_above = sum(_count_one(scores[name], bracket, dtype, histogram) for name in scores)
+    if (across := across_of(scores)) is None:
+        return num_above, histogram
+    summed = across.sum(torch.cat([histogram, histogram.new_tensor([num_above])]))
+    return int(summed[-1]), summed[:-1]
 
 
 def _count_one(tensor: Tensor, bracket: Bracket, dtype: torch.dtype, histogram: Tensor) -> int:
@@ -159,10 +144,19 @@ def _count_one(tensor: Tensor, bracket: Bracket, dtype: torch.dtype, histogram: 
 
 
 def _masks(scores: Scores, cut: _Cut) -> Masks:
+    if (across := across_of(scores)) is not None and cut.num_ties < cut.num_equal:
+        shares = shared_ties(across, [_num_equal(scores[name], cut) for name in scores], cut.num_ties)
+        return {
+            name: _mask_one(scores[name], cut, share)[0] for name, share in zip(scores, shares, strict=True)
+        }
     left, masks = cut.num_ties, dict[Name, Tensor]()
     for name in scores:
         masks[name], left = _mask_one(scores[name], cut, left)
     return masks
+
+
+def _num_equal(tensor: Tensor, cut: _Cut) -> int:
+    return sum(int(torch.count_nonzero(values == cut.threshold)) for values in _chunks(tensor, cut.dtype))
 
 
 def _mask_one(tensor: Tensor, cut: _Cut, left: int) -> tuple[Tensor, int]:
@@ -179,8 +173,7 @@ def _mask_one(tensor: Tensor, cut: _Cut, left: int) -> tuple[Tensor, int]:
     return mask, left
 
 
-def _constant(name: Name, scores: Tensor, value: bool) -> Tensor:
-    _check_nan(name, scores)
+def _constant(scores: Tensor, value: bool) -> Tensor:
     return torch.full(scores.shape, value, dtype=torch.bool, device=scores.device)
 
 
@@ -189,11 +182,3 @@ def _chunks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     flat = tensor.reshape(-1)
     for part in torch.split(flat, CHUNK) if flat.device.type == "cpu" else (flat,):
         yield part.to(dtype)
-
-
-def _check_nan(name: Name, tensor: Tensor) -> None:
-    if not bool(tensor.sum().isfinite()) and (num_nan := int(tensor.isnan().sum())):
-        raise ValueError(
-            f"`{name}` has scores that can be ranked, but got {num_nan} NaN in shape {tuple(tensor.shape)}: look at "
-            "its weights and at what the criterion reads (gradients, activations)."
-        )

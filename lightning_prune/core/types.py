@@ -26,8 +26,30 @@ One that scores whole outputs of a layer says so by an attribute `per_output = T
 layers that write them are read, since to those that read them it gives every channel the same."""
 
 
+BY_ROWS = "by_rows"
+"""Where weights are spread over processes along dim 0, a criterion, granularity or scope with a true attribute of this
+name makes of some rows what it makes of them within the whole: a criterion scores each row by the statistics of that
+row, groups of a granularity lie within rows, and a scope chooses by `core.keep_top` of the mapping it is given, or row
+by row. For others, the tensors are put together first, one at a time."""
 Solver: TypeAlias = "Callable[..., tuple[Tensor, Tensor]]"
 """How the weights that stay make up for others: (*, weight, gram, ...) -> new weight and mask, (out, in) all."""
+
+
+class Across(Protocol):
+    """The processes that hold a part each of the same scores. All of them make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """The place of this process among them, which is that of its rows."""
+        ...
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """Return the sum of the counts (*shape,) int64 of all processes."""
+        ...
+
+    def collect(self, counts: Tensor) -> Tensor:
+        """Return the counts of each process, (processes, *shape)."""
+        ...
 
 
 class LazyScores(Mapping[Name, "Tensor"]):
@@ -36,10 +58,14 @@ class LazyScores(Mapping[Name, "Tensor"]):
     Args:
         shapes: the parameters in their order, and what shape their scores have.
         compute: name -> scores; it returns the same values each time.
+        across: the processes, where `compute` returns the part of the scores that lies on this one; `shapes` are those
+            of the whole.
     """
 
-    def __init__(self, shapes: Mapping[Name, Shape], compute: Callable[[Name], Tensor]) -> None:
-        self.shapes, self._compute = dict(shapes), compute
+    def __init__(
+        self, shapes: Mapping[Name, Shape], compute: Callable[[Name], Tensor], across: Across | None = None
+    ) -> None:
+        self.shapes, self._compute, self.across = dict(shapes), compute, across
 
     def __getitem__(self, name: Name) -> Tensor:
         if name not in self.shapes:
@@ -71,6 +97,17 @@ def shapes_of(scores: Scores) -> dict[Name, Shape]:
     if isinstance(scores, LazyScores):
         return scores.shapes
     return {name: tuple(tensor.shape) for name, tensor in scores.items()}
+
+
+def across_of(scores: Scores) -> Across | None:
+    """Return the processes that scores are spread over, or None where they are all here."""
+    return scores.across if isinstance(scores, LazyScores) else None
+
+
+def some_of(scores: Scores, *names: Name) -> LazyScores:
+    """Return the scores of some parameters, still lazy, and still parts where they are."""
+    shapes = shapes_of(scores)
+    return LazyScores({name: shapes[name] for name in names}, scores.__getitem__, across_of(scores))
 
 
 class Schedule(Protocol):

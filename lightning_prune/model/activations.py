@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.types import Name
 from lightning_prune.model.layouts import Layout, Spread, find_input, layout_of
+from lightning_prune.model.ranks import from_all, is_distributed
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,26 @@ def _sums_for(kind: str, name: Name, owners: Sequence[tuple[nn.Module, str]]) ->
 
 
 def _finished(kind: str, name: Name, sums: Sequence[_Sum]) -> Tensor:
-    seen = [s for s in sums if s.total is not None]
-    if not seen:
+    totals = [s.total for s in sums if s.total is not None]
+    count = sum(s.count for s in sums)
+    total = torch.stack(totals).sum(0) if totals else None
+    if is_distributed():
+        total, count = _over_processes(sums[0], total, count)
+    if total is None:
         raise ValueError(
             f"`{name}` has no `{kind}`: nothing flowed through {type(sums[0].layout.module).__name__}.forward, which "
             "was not run, or is not called by what holds it (the output projection of MultiheadAttention). Exclude it."
         )
-    total = torch.stack([s.total for s in seen if s.total is not None]).sum(0)
-    count = torch.tensor(sum(s.count for s in seen), device=total.device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-        torch.distributed.all_reduce(count)
-    return seen[0].spread(seen[0].reading.finish(total, int(count)))
+    return sums[0].spread(sums[0].reading.finish(total, count))
+
+
+def _over_processes(like: _Sum, total: Tensor | None, count: int) -> tuple[Tensor | None, int]:
+    """Add up what the processes have seen; some of them may have seen nothing."""
+    device = next(like.layout.module.parameters()).device
+    found = from_all([total.shape[-1] if total is not None else 0, count], device)
+    if (width := max(row[0] for row in found)) == 0:
+        return None, 0
+    if total is None:
+        total = like.reading.total(torch.zeros(0, width, device=device))
+    torch.distributed.all_reduce(total)
+    return total, sum(row[1] for row in found)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.types import Name
+from lightning_prune.model.ranks import is_distributed
 from lightning_prune.model.surgery import sliced
 
 Found = dict[str, dict[Name, Tensor]]
@@ -137,8 +138,3 @@ class Gradients:
 def _wide(tensor: Tensor, copy: bool = False) -> Tensor:
     """Return a tensor in a precision in which many can be summed."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=copy)
-
-
-def is_distributed() -> bool:
-    """Whether there are several processes, which find what they find on batches of their own."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

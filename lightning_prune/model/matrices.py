@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from lightning_prune.core.types import Name
 from lightning_prune.model.activations import owners_of
-from lightning_prune.model.gradients import is_distributed
 from lightning_prune.model.layouts import is_transformers_conv1d
+from lightning_prune.model.ranks import is_distributed
 
 
 @dataclass(frozen=True, eq=False)

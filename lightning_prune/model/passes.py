@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_prune.model.curvature import hessian_product, signs
 from lightning_prune.model.flow import flow_gradients
-from lightning_prune.model.gradients import FLOW, Gradients, is_distributed
+from lightning_prune.model.gradients import FLOW, Gradients
+from lightning_prune.model.ranks import is_distributed
 from lightning_prune.model.statistics import Statistics
 
 Step = Callable[[nn.Module, Any], Any]

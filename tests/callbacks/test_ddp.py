@@ -1,41 +1,26 @@
-"""Two real processes over gloo: masks, weights and reports are the same on each rank, and a resume is exact."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""Two and four real processes over gloo: masks, weights and reports are the same on each, and a resume is exact."""
 
 import pytest
 import torch
 
+from lightning_prune.core.masks import unpack
 from lightning_prune.model.history import read_record
 from lightning_prune.report.storage import load
-from tests.callbacks.ddp_run import CASES, SMALLER
+from tests.callbacks.ddp_run import CASES, KINDS, SMALLER, features, run, statistics_of
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, root, subprocess_env):
+def folder(tmp_path_factory, launch):
     out = tmp_path_factory.mktemp("ddp")
-    script = Path(__file__).with_name("ddp_run.py")
-    launcher = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-    ]
-    done = subprocess.run(
-        [*launcher, str(script), str(out)],
-        cwd=root,
-        env=subprocess_env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run("magnitude", out / "one")
+    launch("ddp_run.py", out)
     return out
+
+
+@pytest.fixture(scope="module")
+def four(folder, launch):
+    launch("ddp_run.py", folder, num_processes=4)
+    return folder / "four"
 
 
 def state(folder, case, rank, kind="whole"):
@@ -54,9 +39,28 @@ def test_ranks_agree(folder, case):
     assert 1 - kept / sum(m.numel() for m in first["masks"].values()) == pytest.approx(0.7, abs=0.05)
 
 
-def test_one_report_is_written(folder):
-    report = load(folder / "wanda" / "report.json")
-    assert report.updates[-1].achieved == state(folder, "wanda", 1)["updates"][-1]["achieved"]
+def test_one_report_is_written_and_all_ranks_have_it(folder):
+    text = (folder / "wanda" / "report.json").read_text()
+    assert load(folder / "wanda" / "report.json").updates[-1].step == 6
+    assert all(state(folder, "wanda", rank)["report"] == text for rank in (0, 1))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_masks_that_differ_end_the_run_on_all_ranks_with_the_name_of_the_layer(folder, rank):
+    message = (folder / f"drifting-{rank}.txt").read_text()
+    expected = "ValueError: `masks` are the same on all processes, but ranks 0 and 1 differ in `body.4.weight`. A crit"
+    assert message.startswith(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_are_those_of_all_examples_however_uneven_the_batches(folder, kind):
+    """Batches of 8 and 5 on one rank, of 3 on the other; a second layer is run on the first rank alone."""
+    expected = statistics_of(kind, [*features(0), *features(1)])
+    for rank in (0, 1):
+        found = torch.load(folder / f"uneven-{rank}.pt", weights_only=True)[kind]
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -101,3 +105,74 @@ def test_a_run_that_shrinks_goes_on_bit_for_bit_on_each_rank(folder, rank):
 def test_checkpoints_have_the_record(folder):
     checkpoint = torch.load(folder / "once" / "pruned.ckpt", weights_only=True)
     assert [dict(p.slices) for p in read_record(checkpoint)] == state(folder, "once", 1)["slices"]
+
+
+def check_goes_on(before, first, last):
+    """The masks of a checkpoint are those that the resumed run starts from, and it ends where it should."""
+    assert first.keys() == before.keys()
+    assert all(torch.equal(first[name], unpack(name, packed)) for name, packed in before.items())
+    assert all(not (mask & ~first[name]).any() for name, mask in last["masks"].items())
+    assert last["updates"][-1]["achieved"] == pytest.approx(0.7, abs=0.01)
+
+
+def saved_masks(path):
+    checkpoint = torch.load(path, weights_only=True)
+    return next(s for key, s in checkpoint["callbacks"].items() if "TrainTime" in key)["pruner"]["masks"]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")
+def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(folder):
+    path = folder / "magnitude" / "step=5.ckpt"
+    run("magnitude", folder / "to_one", path)
+    found = state(folder / "to_one", "magnitude", 0, "resumed")
+    check_goes_on(saved_masks(path), found["first"], found)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_of_one_process_goes_on_on_two_ranks(folder, rank):
+    found = state(folder / "from_one", "magnitude", rank, "resumed")
+    check_goes_on(saved_masks(folder / "one" / "magnitude" / "step=5.ckpt"), found["first"], found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_four_ranks_agree(four, case):
+    first, *others = (state(four, case, rank) for rank in range(4))
+    for other in others:
+        assert all(torch.equal(first["masks"][name], mask) for name, mask in other["masks"].items())
+        weights = {name: w for name, w in other["weights"].items() if "running" not in name}
+        assert all(torch.equal(first["weights"][name], w) for name, w in weights.items())
+        assert first["updates"] == other["updates"] and first["report"] == other["report"]
+
+
+@pytest.mark.slow
+def test_random_masks_do_not_depend_on_the_number_of_ranks(folder, four):
+    two, many = state(folder, "random", 1)["masks"], state(four, "random", 3)["masks"]
+    assert all(torch.equal(two[name], mask) for name, mask in many.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", range(4))
+def test_a_run_of_four_goes_on_bit_for_bit(four, rank):
+    """DDP does not rebuild its buckets here; else it would add up four gradients in another order after a resume."""
+    whole, resumed = state(four, "movement", rank), state(four, "movement", rank, "resumed")
+    different = [n for n, w in whole["weights"].items() if not torch.equal(w, resumed["weights"][n])]
+    assert not [n for n in different if "running" not in n or rank == 0]
+    assert whole["updates"] == resumed["updates"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "rank"), [("one", 0), ("two", 3)])
+def test_checkpoints_of_fewer_ranks_go_on_on_four(folder, four, source, rank):
+    path = (folder / "one" if source == "one" else folder) / "magnitude" / "step=2.ckpt"
+    found = state(four / f"from_{source}", "magnitude", rank, "resumed")
+    check_goes_on(saved_masks(path), found["first"], found)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")
+def test_a_checkpoint_of_four_ranks_goes_on_in_one_process(four):
+    path = four / "magnitude" / "step=1.ckpt"
+    run("magnitude", four / "to_one", path)
+    found = state(four / "to_one", "magnitude", 0, "resumed")
+    check_goes_on(saved_masks(path), found["first"], found)

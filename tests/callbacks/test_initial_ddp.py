@@ -1,9 +1,5 @@
 """Pruning before training in two processes over gloo: the statistics are those of all batches of both."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,21 +13,9 @@ from tests.callbacks.toy import Toy
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, root, subprocess_env):
+def folder(tmp_path_factory, launch):
     out = tmp_path_factory.mktemp("ddp")
-    script = str(Path(__file__).with_name("initial_ddp_run.py"))
-    launcher = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-    ]
-    settings = {"cwd": root, "env": subprocess_env, "capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run([*launcher, script, str(out)], **settings, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("initial_ddp_run.py", out)
     return out
 
 

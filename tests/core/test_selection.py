@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune.core import keys, selection
+from lightning_prune.core import keys, sampling, selection
 from lightning_prune.core.selection import keep_top, keep_top_rows
 from lightning_prune.core.types import LazyScores
 
@@ -45,6 +45,13 @@ def kept(masks):
 
 values = st.one_of(st.sampled_from(AWKWARD), st.floats(-4, 4, width=16), st.integers(-2, 2).map(float))
 tensors = st.lists(st.lists(values, max_size=12), min_size=1, max_size=4)
+
+
+def test_scores_that_change_between_readings_are_refused():
+    draw = torch.Generator().manual_seed(0)
+    scores = LazyScores({"a": (1000,)}, lambda _: torch.rand(1000, generator=draw))
+    with pytest.raises(ValueError, match="`scores` are the same each time they are read, but got others"):
+        keep_top(scores, 100)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -137,7 +144,7 @@ def test_lazy_scores_are_read_three_times():
     ("dtype", "num_reads"), [(torch.float32, 3), (torch.bfloat16, 3), (torch.float64, 5)], ids=str
 )
 def test_a_sample_is_as_good_as_all_scores(dtype, num_reads, monkeypatch):
-    monkeypatch.setattr(selection, "NUM_SAMPLES", 1 << 14)
+    monkeypatch.setattr(sampling, "NUM_SAMPLES", 1 << 14)
     draw = torch.Generator().manual_seed(0)
     tensors = {f"w{i}": torch.randn(100, 300, generator=draw).to(dtype) for i in range(10)}
     scores, reads, others = counted(tensors)
@@ -151,7 +158,7 @@ def test_a_sample_is_as_good_as_all_scores(dtype, num_reads, monkeypatch):
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
 def test_a_sample_that_misleads_costs_reads_only(dtype, sampled, share, monkeypatch):
     """Every score that the sample sees is the same, and the others are above, below or on both sides of it."""
-    monkeypatch.setattr(selection, "NUM_SAMPLES", 100)
+    monkeypatch.setattr(sampling, "NUM_SAMPLES", 100)
     values = torch.randn(6000, generator=torch.Generator().manual_seed(0)).to(dtype)
     values[::60] = sampled
     scores, reads, _ = counted({"a": values[:2011].clone(), "b": values[2011:].clone()})
@@ -176,8 +183,8 @@ def test_any_sample_and_any_number_of_bins_give_the_same(dtype, rows, share, rep
     }
     num_keep = round(share * repeat * sum(map(len, rows)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "NUM_SAMPLES", num_samples)
-        patch.setattr(selection, "MARGIN", 0.5)
+        patch.setattr(sampling, "NUM_SAMPLES", num_samples)
+        patch.setattr(sampling, "MARGIN", 0.5)
         patch.setattr(selection, "CHUNK", 7)
         patch.setattr(keys, "BIN_BITS", bits)
         masks = keep_top(scores, num_keep)

@@ -30,6 +30,8 @@ class Wanda:
         tensor([[4., 2.]])
     """
 
+    by_rows: ClassVar[bool] = True
+
     def __call__(self, *, weight: Tensor, input_norm: Tensor) -> Tensor:
         return weight.abs() * input_norm
 
@@ -52,6 +54,7 @@ class MeanActivation:
                 [1., 1.]])
     """
 
+    by_rows: ClassVar[bool] = True
     per_output: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor, output_mean: Tensor) -> Tensor:
@@ -76,6 +79,7 @@ class ActivationVariance:
         tensor([4., 0.])
     """
 
+    by_rows: ClassVar[bool] = True
     per_output: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor, output_variance: Tensor) -> Tensor:
@@ -99,6 +103,7 @@ class APoZ:
         tensor([0.2500, 0.5000])
     """
 
+    by_rows: ClassVar[bool] = True
     per_output: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor, output_positive: Tensor) -> Tensor:
@@ -124,6 +129,7 @@ class BatchNormScale:
         tensor([0.5000, 0.0000])
     """
 
+    by_rows: ClassVar[bool] = True
     per_output: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor, norm_scale: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,8 @@ class Saliency:
         tensor([6., 4.])
     """
 
+    by_rows: ClassVar[bool] = True
+
     def __call__(self, *, weight: Tensor, grad: Tensor) -> Tensor:
         return (weight * grad).abs()
 
@@ -47,6 +49,8 @@ class GradientMagnitude:
         tensor([3., 1.])
     """
 
+    by_rows: ClassVar[bool] = True
+
     def __call__(self, *, grad: Tensor) -> Tensor:
         return grad.abs()
 
@@ -67,6 +71,8 @@ class Taylor:
         >>> Taylor()(weight=torch.tensor([2.0, -1.0]), grad=torch.tensor([-3.0, 4.0]))
         tensor([36., 16.])
     """
+
+    by_rows: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor, grad: Tensor) -> Tensor:
         return (weight * grad).square()
@@ -90,6 +96,8 @@ class Fisher:
         tensor([2., 3.])
     """
 
+    by_rows: ClassVar[bool] = True
+
     def __call__(self, *, weight: Tensor, grad_square: Tensor) -> Tensor:
         return weight.square() * grad_square / 2
 
@@ -110,6 +118,8 @@ class Movement:
         >>> Movement()(movement=torch.tensor([0.5, -0.1]))
         tensor([ 0.5000, -0.1000])
     """
+
+    by_rows: ClassVar[bool] = True
 
     def __call__(self, *, movement: Tensor) -> Tensor:
         return movement

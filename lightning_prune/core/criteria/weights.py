@@ -35,6 +35,7 @@ class Magnitude:
         tensor([[9., 1.]])
     """
 
+    by_rows: ClassVar[bool] = True
     p: float = 1.0
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune.core.checks import check_choice, check_count
 
@@ -29,6 +29,8 @@ class Weight:
         >>> Weight().reduce(torch.tensor([[1.0, 2.0]]))
         tensor([[1., 2.]])
     """
+
+    by_rows: ClassVar[bool] = True
 
     def reduce(self, scores: Tensor) -> Tensor:
         return scores
@@ -68,6 +70,11 @@ class Slice:
         check_count("dim", self.dim, minimum=0)
         check_choice("reduction", self.reduction, REDUCTIONS)
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether slices are rows."""
+        return self.dim == 0
+
     def reduce(self, scores: Tensor) -> Tensor:
         if self.dim >= scores.dim():
             raise ValueError(
@@ -98,6 +105,7 @@ class Kernel:
         torch.Size([2, 3])
     """
 
+    by_rows: ClassVar[bool] = True
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
@@ -142,6 +150,11 @@ class Block:
         check_count("height", self.height, minimum=1)
         check_count("width", self.width, minimum=1)
         check_choice("reduction", self.reduction, REDUCTIONS)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether tiles lie within rows."""
+        return self.height == 1
 
     def reduce(self, scores: Tensor) -> Tensor:
         matrix = scores.flatten(1)

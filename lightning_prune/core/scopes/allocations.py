@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from lightning_prune import core
-from lightning_prune.core.allocation import apportion, num_kept
+from lightning_prune.core.allocation import apportion, keep_each, num_kept
 from lightning_prune.core.checks import check_sparsity
 from lightning_prune.core.patterns import check_match, check_patterns, matches
 from lightning_prune.core.types import shapes_of
@@ -35,13 +34,14 @@ class ERK:
         {'wide': 4500, 'narrow': 1000}
     """
 
+    by_rows: ClassVar[bool] = True
     kernel: bool = True
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         shapes = shapes_of(scores)
         total = num_kept(sum(math.prod(shape) for shape in shapes.values()), sparsity)
         counts = apportion(self._shares(shapes, total), {n: math.prod(s) for n, s in shapes.items()}, total)
-        return {name: core.keep_top({name: scores[name]}, counts[name])[name] for name in scores}
+        return keep_each(scores, {name: counts[name] for name in scores})
 
     def _shares(self, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
         """Share out `total` by raw densities, those that would pass density 1 first."""
@@ -78,6 +78,7 @@ class Fixed:
         0.375
     """
 
+    by_rows: ClassVar[bool] = True
     sparsities: Mapping[str, float]
 
     def __post_init__(self) -> None:
@@ -93,10 +94,8 @@ class Fixed:
         whole = self.prescribed(shapes)
         reached = min(1.0, sparsity / whole) if whole else 0.0
         final = self._by_name(shapes)
-        return {
-            name: core.keep_top({name: scores[name]}, num_kept(math.prod(shape), reached * final[name]))[name]
-            for name, shape in shapes.items()
-        }
+        counts = {name: num_kept(math.prod(shape), reached * final[name]) for name, shape in shapes.items()}
+        return keep_each(scores, counts)
 
     def prescribed(self, shapes: Mapping[Name, Shape]) -> float:
         """Return the mean of the sparsities, weighted by size."""

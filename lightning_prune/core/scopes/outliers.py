@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_prune import core
-from lightning_prune.core.allocation import apportion, num_kept
+from lightning_prune.core.allocation import apportion, keep_each, num_kept
 from lightning_prune.core.checks import check_positive, check_range
 from lightning_prune.core.types import shapes_of
 
@@ -53,7 +52,7 @@ class OWL:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         total = num_kept(sum(sizes.values()), sparsity)
         counts = apportion(self._shares(scores, shapes, total), sizes, total)
-        return {name: core.keep_top({name: scores[name]}, counts[name])[name] for name in scores}
+        return keep_each(scores, {name: counts[name] for name in scores})
 
     def _shares(self, scores: Scores, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}

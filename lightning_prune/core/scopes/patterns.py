@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune import core
 from lightning_prune.core.checks import check_choice, check_count
-from lightning_prune.core.types import shapes_of
+from lightning_prune.core.types import LazyScores, across_of, shapes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ class NofM:
         {'a': tensor([[False,  True,  True, False]])}
     """
 
+    by_rows: ClassVar[bool] = True
     n: int = 2
     m: int = 4
     indivisible: str = "refuse"
@@ -51,9 +52,14 @@ class NofM:
             raise ValueError(f"`n` of every `m` are kept, n below m, but got n={self.n} and m={self.m}.")
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
-        whole = self.prescribed(shapes_of(scores))
+        masks: Masks = {}
+        whole = self.prescribed(shapes := shapes_of(scores))
         reached = min(1.0, sparsity / whole) if whole else 0.0
-        return {name: self._mask(name, scores[name], reached) for name in scores}
+        for name, shape in shapes.items():
+            num_blocks = math.prod(shape) // self.m if self._divides(name, shape) else 0
+            num_spared = num_blocks * (self.m - self.n) - round(reached * num_blocks * (self.m - self.n))
+            masks[name] = self._mask(name, scores, num_blocks, num_spared)
+        return masks
 
     def prescribed(self, shapes: Mapping[Name, Shape]) -> float:
         """Return 1 - n/m, times the share of the weights that can be divided."""
@@ -70,21 +76,26 @@ class NofM:
             )
         return fits
 
-    def _mask(self, name: Name, scores: Tensor, reached: float) -> Tensor:
-        if not self._divides(name, tuple(scores.shape)):
-            return core.keep_top({name: scores}, scores.numel())[name]
-        blocks = self.rows(scores)
+    def _mask(self, name: Name, scores: Scores, num_blocks: int, num_spared: int) -> Tensor:
+        found = scores[name]
+        if not num_blocks:
+            return found.new_ones(found.shape).bool()
+        blocks = self.rows(found)
         best = core.keep_top_rows(blocks, self.n)
-        num_others = blocks.shape[0] * (self.m - self.n)
-        if (num_spared := num_others - round(reached * num_others)) > 0:
+        if num_spared > 0:
             others = blocks.masked_fill(best, math.inf)  # the best of each block come first in this ranking
-            best = core.keep_top({name: others}, blocks.shape[0] * self.n + num_spared)[name]
-        return self.from_rows(best, scores.shape)
+            ranked = LazyScores({name: (num_blocks, self.m)}, lambda _: others, across_of(scores))
+            best = core.keep_top(ranked, num_blocks * self.n + num_spared)[name]
+        return self.from_rows(best, found.shape)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Return (blocks, m), or a single row of what cannot be divided."""
         is_divided = tensor.dim() >= 2 and tensor.shape[1] % self.m == 0
-        return tensor.movedim(1, -1).reshape(-1, self.m) if is_divided else tensor.reshape(1, -1)
+        return (
+            tensor.movedim(1, -1).reshape(tensor.numel() // self.m, self.m)
+            if is_divided
+            else tensor.reshape(1, -1)
+        )
 
     def from_rows(self, rows: Tensor, shape: Shape) -> Tensor:
         """Return blocks in the parameter's shape."""

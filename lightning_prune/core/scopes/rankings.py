@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune import core
-from lightning_prune.core.allocation import check_min_keep, floor_of, keep_guarded, num_kept
-from lightning_prune.core.types import GroupScores, LazyScores, shapes_of
+from lightning_prune.core.allocation import check_min_keep, floor_of, keep_each, keep_guarded, num_kept
+from lightning_prune.core.types import GroupScores, LazyScores, shapes_of, some_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,19 +33,18 @@ class Local:
         {'a': tensor([ True, False]), 'b': tensor([False,  True])}
     """
 
+    by_rows: ClassVar[bool] = True
     min_keep: int | float = 1
 
     def __post_init__(self) -> None:
         check_min_keep(self.min_keep)
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
-        return {name: self._mask(name, scores[name], sparsity) for name in scores}
-
-    def _mask(self, name: Name, scores: Tensor, sparsity: float) -> Tensor:
-        size = scores.numel()
-        return core.keep_top({name: scores}, max(num_kept(size, sparsity), floor_of(self.min_keep, size)))[
-            name
-        ]
+        sizes = {name: math.prod(shape) for name, shape in shapes_of(scores).items()}
+        counts = {
+            n: max(num_kept(size, sparsity), floor_of(self.min_keep, size)) for n, size in sizes.items()
+        }
+        return keep_each(scores, counts)
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Global:
         {'a': tensor([ True, False]), 'b': tensor([ True,  True, False, False])}
     """
 
+    by_rows: ClassVar[bool] = True
     min_keep: int | float = 1
 
     def __post_init__(self) -> None:
@@ -96,6 +96,7 @@ class Isomorphic:
         {'a.0': tensor([ True, False]), 'a.1': tensor([False,  True]), 'b': tensor([False,  True])}
     """
 
+    by_rows: ClassVar[bool] = True
     min_keep: int | float = 1
 
     def __post_init__(self) -> None:
@@ -103,12 +104,12 @@ class Isomorphic:
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         kinds = scores.kinds if isinstance(scores, GroupScores) else {name: kind_of(name) for name in scores}
-        by_kind: dict[str, dict[Name, Shape]] = {}
-        for name, shape in shapes_of(scores).items():
-            by_kind.setdefault(kinds[name], {})[name] = shape
+        by_kind: dict[str, list[Name]] = {}
+        for name in scores:
+            by_kind.setdefault(kinds[name], []).append(name)
         masks: Masks = {}
-        for shapes in by_kind.values():
-            masks |= Global(self.min_keep)(LazyScores(shapes, scores.__getitem__), sparsity)
+        for names in by_kind.values():
+            masks |= Global(self.min_keep)(some_of(scores, *names), sparsity)
         return {name: masks[name] for name in scores}
 
 
@@ -137,6 +138,8 @@ class PerRow:
         {'a': tensor([[False,  True],
                 [ True, False]])}
     """
+
+    by_rows: ClassVar[bool] = True
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         return {name: self._mask(name, scores[name], sparsity) for name in scores}

@@ -1,0 +1,60 @@
+"""Where the k-th largest score probably lies: a sample of all scores says so. What cannot be ranked is refused here."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_prune.core.across import total_of
+from lightning_prune.core.keys import Bracket, key_of
+from lightning_prune.core.types import Scores, across_of, shapes_of
+
+NUM_SAMPLES = 1 << 17
+MARGIN = 4.0  # of the bracket around the sample's estimate, in standard deviations
+
+
+def sample_of(scores: Scores, stride: int) -> tuple[Tensor, torch.dtype]:
+    """Return every `stride`-th score of all, descending, and the dtype that holds each score exactly."""
+    parts, start, dtype, num_nan = list[Tensor](), 0, torch.float32, list[int]()
+    for name in scores:
+        part, size = _sample_one(scores[name], start, stride, num_nan)
+        dtype = torch.promote_types(dtype, part.dtype)
+        parts.append(part.double())
+        start = (start - size) % stride
+    refuse_nan(scores, num_nan)
+    return torch.cat(parts).sort(descending=True).values, dtype
+
+
+def _sample_one(tensor: Tensor, start: int, stride: int, num_nan: list[int]) -> tuple[Tensor, int]:
+    # a function of its own, as others below: when it returns, the scores are gone before the next ones are computed
+    num_nan.append(num_nan_of(tensor))
+    return tensor.reshape(-1)[start::stride].to("cpu", copy=True), tensor.numel()
+
+
+def guess(sample: Tensor, share: float, is_exact: bool, bounds: Bracket, dtype: torch.dtype) -> Bracket:
+    """Guess where a share of the scores ends, from the top: around that of the sample, which may be all of them."""
+    if not len(sample):
+        return Bracket(bounds.high, bounds.low)  # of nothing: it leaves the guess to other processes
+    rank = share * len(sample)
+    rank = round(rank) if is_exact else rank
+    margin = 0 if is_exact else 1 + MARGIN * math.sqrt(rank * max(0.0, 1 - rank / len(sample)))
+    first, last = math.floor(rank - margin) - 1, math.ceil(rank + margin) - 1
+    low = key_of(float(sample[last]), dtype) if last < len(sample) else bounds.low
+    return Bracket(low, key_of(float(sample[first]), dtype) if 0 <= first < len(sample) else bounds.high)
+
+
+def num_nan_of(tensor: Tensor) -> int:
+    return 0 if bool(tensor.sum().isfinite()) else int(tensor.isnan().sum())
+
+
+def refuse_nan(scores: Scores, counts: list[int]) -> None:
+    """Refuse scores that are NaN, on all processes alike."""
+    found = zip(shapes_of(scores).items(), total_of(across_of(scores), counts), strict=True)
+    for (name, shape), num_nan in found:
+        if num_nan:
+            raise ValueError(
+                f"`{name}` has scores that can be ranked, but got {num_nan} NaN in shape {shape}: look at its weights "
+                "and at what the criterion reads (gradients, activations)."
+            )
