@@ -53,8 +53,8 @@ def _compare(names: Sequence[str], rows: Sequence[tuple[int, Sequence[int]]]) ->
             where = differing[0] + (f", and {len(differing) - 1} more" if len(differing) > 1 else "")
             raise ValueError(
                 f"`masks` are the same on all processes, but ranks {reference} and {rank} differ in {where}. A "
-                "criterion, scope or schedule draws random numbers without a shared seed or reads what only one process "
-                "has seen, or the weights had drifted apart before."
+                "criterion or scope draws random numbers without a shared seed or reads what one process alone sees, "
+                "or the weights had drifted apart before."
             )
 
 
