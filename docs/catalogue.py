@@ -29,6 +29,7 @@ CALLBACKS = (
     "SparseTraining",
     "WeightRewinding",
     "Distillation",
+    "CollapseGuard",
 )
 PRICED = ("criterion", "masking", "solver")
 """Axes whose members say what they cost and when they are used."""

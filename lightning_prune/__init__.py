@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks.distillation import Distillation as Distillation
+    from lightning_prune.callbacks.guard import CollapseGuard as CollapseGuard
     from lightning_prune.callbacks.initial import InitialPruning as InitialPruning
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "callbacks.distillation": ("Distillation",),
+    "callbacks.guard": ("CollapseGuard",),
     "callbacks.initial": ("InitialPruning",),
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),

@@ -16,6 +16,7 @@ from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Schedule
 from lightning_prune.core.windows import Window
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
+from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
 
@@ -45,6 +46,23 @@ class InTraining(PruningCallback):
     def is_final(self) -> bool:
         """Whether the ramp is over."""
         return self.ramp is not None and self.ramp.is_over
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether updates can be undone: what they remove is plain weights, and no other place of the layer grew."""
+        return False
+
+    def roll_back_(self) -> str:
+        """Undo the updates since the mark of the pruner's guard, and ask for their sparsity anew at the next step.
+
+        Returns:
+            The layer that is protected from now on.
+        """
+        assert isinstance(self.pruner, Pruner)
+        name = self.pruner.roll_back_()
+        self._note_update(0.0, step=self._ramp.num_steps, progress=self._ramp.progress)
+        self._ramp.is_due = self._is_news = True
+        return name
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""

@@ -89,6 +89,11 @@ class TrainTimePruning(SoftMasking):
         self.shrink = checked_shrink(shrink, granularity)
         self._peak_lr, self._is_to_shrink = 0.0, False
 
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether pruned weights are zero at once, and shapes stay."""
+        return self.masking is None and not isinstance(self.recipe.granularity, Couples)
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         return {**super().describe(), **({"shrink": self.shrink} if self.shrink is not None else {})}

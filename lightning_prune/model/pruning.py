@@ -24,6 +24,7 @@ from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Couples, LazyScores, Masks, Name
 from lightning_prune.model.apply import Masked
+from lightning_prune.model.guarding import Guard
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import select_targets
 
@@ -56,6 +57,7 @@ class Pruner(Masked):
         self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
         self.masks: Masks = {}
         self.requested = 0.0
+        self.guard: Guard | None = None
 
     @property
     def num_groups(self) -> int:
@@ -86,17 +88,46 @@ class Pruner(Masked):
 
     def choose_(self, fraction: float) -> None:
         """Compute new masks as `update_` does; no weight is changed yet."""
-        requested, scores = fraction * self.final_sparsity, self.scores()
+        requested, scores, before = fraction * self.final_sparsity, self.scores(), self.masks
         if requested >= self.requested:
-            scores = without_pruned(scores, self.masks, self.granularity)
-        granularity, scope = self.granularity, self.recipe.scope
-        self.masks = (
-            compute_masks(scores, self.shapes, requested, granularity=granularity, scope=scope)
-            if requested
-            else {}
-        )
-        self.requested = requested
+            scores = without_pruned(scores, before, self.granularity)
+        masks = self._chosen(scores, requested)
+        if self.guard is not None:
+            while dying := self.guard.dying(masks):
+                self.guard.protect(dying, before, self.targets)
+                masks = self._chosen(scores, requested)
+            self.guard.note(before, masks, self.targets)
+        self.masks, self.requested = masks, requested
         self.statistics.clear()
+
+    def _chosen(self, scores: LazyScores, sparsity: float) -> Masks:
+        """Let all compete, or with a guard those that it does not protect, which make up for the others."""
+        held = dict(self.guard.held) if self.guard is not None else {}
+        shapes = {name: shape for name, shape in scores.shapes.items() if name not in held}
+        if not (sparsity and shapes):
+            return held
+        if self.guard is not None and held:
+            kept = sum(int((self.granularity.reduce(m.float()) > 0).sum()) for m in held.values())
+            sizes = {name: math.prod(shape) for name, shape in self.group_shapes.items()}
+            sparsity = self.guard.share(sizes, kept, sparsity)
+        rest = LazyScores(shapes, scores.__getitem__)
+        granularity, scope = self.granularity, self.recipe.scope
+        masks = compute_masks(rest, self.shapes, sparsity, granularity=granularity, scope=scope)
+        return {name: masks[name] if name in masks else held[name] for name in scores}
+
+    def roll_back_(self) -> Name:
+        """Undo all updates since the guard's mark, and protect the layer that they had left least of what it had.
+
+        Returns:
+            The name of that layer.
+        """
+        assert self.guard is not None
+        after, before = self.masks, self.guard.undo_(self.targets)
+        name = self.guard.suspect(before, after)
+        self.masks, self.requested = before, self.guard.requested
+        self.guard.protect([name], before, self.targets)
+        self.apply_()
+        return name
 
     def scores(self) -> LazyScores:
         """Return the scores of all groups by what the statistics know now."""

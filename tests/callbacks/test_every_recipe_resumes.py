@@ -17,6 +17,7 @@ from tests.callbacks.toy import Toy, data, trainer
 from tests.hydra_runs import composed, options
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:`blocks.*stays whole"),

@@ -1,0 +1,177 @@
+"""The guard: a dying layer is named and keeps what it has, the others make up for it, and all of it is resumed."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lightning_prune import (
+    Channel,
+    CollapseGuard,
+    Constant,
+    Global,
+    Linear,
+    Local,
+    NofM,
+    SparseTraining,
+    StraightThrough,
+    TrainTimePruning,
+    Window,
+)
+from tests.callbacks.test_resume import DyingCheckpoint, assert_equal, everything, in_a_process_that_dies
+from tests.callbacks.toy import Toy, data, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks"),
+    pytest.mark.filterwarnings("ignore:.*is protected from now on"),
+]
+THIN = "body.4.weight"
+
+
+class Thin(Toy):
+    """One layer's weights are so small that a global ranking takes all of them."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.get_parameter(THIN).mul_(1e-4)
+        self.options = {"lr": 1e-5}
+
+
+class Needy(Toy):
+    """The validation metric collapses where one layer has lost more than half of its weights."""
+
+    needed = "head.weight"
+
+    def validation_step(self, batch, batch_idx):
+        density = (self.get_parameter(self.needed) != 0).float().mean()
+        self.log("val/acc", torch.where(density < 0.5, 0.1, 0.9))
+
+
+def pruning(**options):
+    settings = {"sparsity": 0.7, "schedule": Linear(), "window": Window(every=0.1), "report": False}
+    return TrainTimePruning(**settings | options)
+
+
+def fit(*callbacks, module=Needy, ckpt_path=None, **options):
+    trained = module()
+    torch.manual_seed(7)
+    fitted = trainer(*callbacks, **options)
+    fitted.fit(trained, data(shuffle=True), data(), ckpt_path=ckpt_path)
+    return fitted, trained
+
+
+def density(callback, name):
+    return int(callback.masks[name].sum()) / callback.masks[name].numel()
+
+
+def test_without_a_guard_the_thin_layer_dies():
+    callback = pruning(scope=Global(min_keep=0))
+    fit(callback, module=Thin)
+    assert density(callback, THIN) == 0
+
+
+def test_a_dying_layer_keeps_its_mask_is_named_and_the_others_make_up_for_it():
+    callback, guard = pruning(scope=Global(min_keep=0)), CollapseGuard(0.05)
+    said = rf"`{THIN}` is protected from now on.*would have left 0.00% of it; it keeps"
+    with pytest.warns(UserWarning, match=said):
+        _, trained = fit(callback, guard, module=Thin)
+    assert guard.protected == [THIN] and density(callback, THIN) >= 0.05
+    total = sum(mask.numel() for mask in callback.masks.values())
+    assert sum(int(mask.sum()) for mask in callback.masks.values()) == total - round(0.7 * total)
+    assert (trained.get_parameter(THIN) != 0).float().mean() == density(callback, THIN)
+
+
+def test_a_layer_that_would_die_at_once_stays_whole():
+    callback, guard = pruning(sparsity=0.4, schedule=Constant(), scope=Global(min_keep=0)), CollapseGuard(0.2)
+    with pytest.warns(UserWarning, match="keeps 100.00%"):
+        fit(callback, guard, module=Thin)
+    assert density(callback, THIN) == 1 and callback.pruner.sparsity == pytest.approx(0.4, abs=2e-3)
+
+
+def test_where_every_layer_would_be_too_thin_none_is_pruned():
+    callback, guard = pruning(schedule=Constant(), scope=Local()), CollapseGuard(0.5)
+    with pytest.warns(UserWarning, match="is protected"):
+        fit(callback, guard, module=Toy)
+    assert sorted(guard.protected) == sorted(callback.masks) and callback.pruner.sparsity == 0
+
+
+def test_a_collapse_is_rolled_back_and_its_layer_protected():
+    callback, guard = pruning(scope=Local()), CollapseGuard(monitor="val/acc", tolerance=0.2)
+    with pytest.warns(UserWarning, match=r"`val/acc` went from 0.9 to 0.1, and it had lost most"):
+        fitted, _ = fit(callback, guard)
+    assert "head.weight" in guard.protected and density(callback, "head.weight") >= 0.5
+    assert float(fitted.callback_metrics["val/acc"]) == pytest.approx(0.9)
+    achieved = [update["achieved"] for update in callback.updates]
+    assert any(later < earlier for earlier, later in pairwise(achieved))
+    assert [update["requested"] for update in callback.updates][-1] == pytest.approx(0.7)
+
+
+def test_what_was_removed_comes_back_bit_for_bit():
+    class Frozen(Needy):
+        def __init__(self):
+            super().__init__()
+            self.options = {"lr": 0.0}
+
+    class Looks(CollapseGuard):
+        def on_validation_end(self, trainer, pl_module):
+            removed = sum(int((p == 0).sum()) for n, p in pl_module.named_parameters() if n in callback.masks)
+            super().on_validation_end(trainer, pl_module)
+            if self.protected and not seen:
+                seen.extend([removed, {n: p.clone() for n, p in pl_module.named_parameters()}])
+
+    seen = []
+    callback = pruning(schedule=Constant(), window=Window(8, 8, 1, unit="steps"), scope=Local())
+    with pytest.warns(UserWarning, match="is protected"):
+        fit(callback, Looks(monitor="val/acc"), module=Frozen)
+    assert seen[0] == pytest.approx(0.7 * 288, abs=2)
+    for name, parameter in Needy().named_parameters():
+        assert torch.equal(seen[1][name], parameter)
+
+
+@pytest.mark.parametrize("kill_at", [13, 20])
+def test_a_killed_run_goes_on_bit_for_bit(kill_at, tmp_path):
+    def run(folder, kill_at=None, ckpt_path=None):
+        callback, guard = pruning(scope=Local()), CollapseGuard(0.2, monitor="val/acc")
+        fitted, trained = fit(guard, callback, DyingCheckpoint(folder, kill_at), ckpt_path=ckpt_path)
+        return everything(fitted, trained, callback), guard
+
+    with pytest.warns(UserWarning, match="is protected"):
+        whole, guard = run(tmp_path / "whole")
+    in_a_process_that_dies(lambda: run(tmp_path, kill_at))
+    resumed, again = run(tmp_path, ckpt_path=tmp_path / f"step={kill_at}.ckpt")
+    assert_equal(whole, resumed)
+    assert again.protected == guard.protected and again.best == guard.best
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        None,
+        SparseTraining(0.5, report=False),
+        pruning(granularity=Channel()),
+        pruning(masking=StraightThrough()),
+        pruning(sparsity=None, scope=NofM()),
+    ],
+)
+def test_what_cannot_be_rolled_back_is_refused(callback):
+    with pytest.raises(ValueError, match="`callbacks` has one TrainTimePruning with CollapseGuard"):
+        fit(CollapseGuard(), *([callback] if callback else []))
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match=r"`monitor` is one of .*'val/acc'.*Did you mean val/acc"):
+        fit(CollapseGuard(monitor="val/ac"), pruning())
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"min_density": 1.0}, "`min_density`"),
+        ({"mode": "best"}, "`mode` is one of"),
+        ({"tolerance": 0.0}, "`tolerance` is a number above 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        CollapseGuard(**settings)
