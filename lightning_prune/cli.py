@@ -27,6 +27,7 @@ from lightning_prune.core.criteria import check_can_calibrate, check_can_train
 from lightning_prune.core.masking import checked_masking
 from lightning_prune.core.recipe import checked_rounds, checked_shrink, checked_solver
 from lightning_prune.examples.settings import Loading, Optimization
+from lightning_prune.report.invocation import Invocation, invoked, redacted
 
 if TYPE_CHECKING:
     import lightning as L
@@ -97,10 +98,11 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
     trainer = _trainer(cfg)
-    if cfg.train:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
-    else:
-        _pruning_callback(trainer).run(trainer, model, datamodule, cfg.ckpt_path)
+    with invoked(invocation_of(cfg)):
+        if cfg.train:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+        else:
+            _pruning_callback(trainer).run(trainer, model, datamodule, cfg.ckpt_path)
     metrics = as_numbers(trainer.callback_metrics) | _reported(trainer) | _levels(trainer)
     if cfg.test:
         trainer.test(model, datamodule=datamodule, verbose=False)
@@ -216,6 +218,13 @@ def chosen(metrics: Metrics, names: str | Iterable[str] | None) -> float | tuple
         metrics[check_choice("optimized_metric", n, metrics)] for n in ([names] if single else names)
     )
     return values[0] if single else values
+
+
+def invocation_of(cfg: DictConfig) -> Invocation:
+    """Return how the run was started, for its report: interpolations as they are written, secrets hidden."""
+    config = OmegaConf.to_yaml(OmegaConf.create(redacted(OmegaConf.to_container(cfg, resolve=False))))
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return Invocation(("python", sys.argv[0]), tuple(overrides), config)
 
 
 def as_numbers(metrics: Mapping[str, Any]) -> Metrics:

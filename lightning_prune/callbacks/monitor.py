@@ -17,7 +17,7 @@ from lightning_prune.report.storage import from_json, to_json
 
 
 class SparsityMonitor(L.Callback):
-    """Write `report.json` and `report.md` beside the run, and show the report in the terminal.
+    """Write `report.json`, `report.md` and `report.html` beside the run, and show the report in the terminal.
 
     A pruning callback adds one by itself; add your own to choose the folder, or to report on a run that prunes
     nothing, as the dense baseline of a comparison. Costs are measured on the first batch of the run and at its end.
@@ -94,7 +94,7 @@ class SparsityMonitor(L.Callback):
             if self.show:
                 console = Console()
                 console.print(to_rich(self.report))
-                console.print(f"Report: {paths[0]}", soft_wrap=True, highlight=False)
+                console.print(f"Report: {paths[-1]}", soft_wrap=True, highlight=False)
         return self.report
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import lightning as L
 from torch import nn
 
+from lightning_prune.model.depth_pruning import DepthPruner
+from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner
-from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update
+from lightning_prune.report.data import Cost, Evaluation, Group, Layer, Report, Update
 from lightning_prune.report.environment import environment
+from lightning_prune.report.invocation import current
 
 
 @runtime_checkable
@@ -47,7 +50,7 @@ def build_report(
     updates = sorted(
         (Update(**update) for callback in callbacks for update in callback.updates), key=lambda u: u.step
     )
-    path = _checkpoint(callbacks, trainer)
+    path, invocation = _checkpoint(callbacks, trainer), current()
     metrics_before, metrics_after = _metrics(callbacks, evaluations)
     return Report(
         kind=callbacks[0].kind if callbacks else "none",
@@ -64,12 +67,14 @@ def build_report(
         warnings=tuple(warning for callback in callbacks for warning in callback.warnings),
         environment=environment(),
         checkpoint=path,
-        resume_command=f"trainer.fit(model, ckpt_path={path!r})"
-        if path and not _is_pruned_once(callbacks)
-        else None,
+        resume_command=None if _is_pruned_once(callbacks) else _resume_command(path),
         load_command=_load_command(module, path),
         equivalence_error=max((e for p in pruners for e in _errors(p)), default=None),
         frozen={name: why for pruner in pruners for name, why in _frozen(pruner).items()},
+        groups=tuple(group for pruner in pruners for group in _groups(pruner)),
+        model=type(module).__name__,
+        command=invocation.command if invocation else None,
+        config=invocation.config if invocation else None,
     )
 
 
@@ -96,12 +101,45 @@ def with_macs_of(before: Cost, seen: Cost) -> Cost:
     )
 
 
-def _load_command(module: L.LightningModule, path: str | None) -> str | None:
-    """How to load the checkpoint: a smaller model has to be made as small first."""
+def _resume_command(path: str | None) -> str | None:
+    """How to go on with the run: by its command line, where it had one."""
     if path is None:
         return None
-    name = type(module).__name__
-    return f"load_pruned({name}, {path!r})" if plans_of(module) else f"{name}.load_from_checkpoint({path!r})"
+    invocation = current()
+    return invocation.resumed(path) if invocation else f"trainer.fit(model, ckpt_path={path!r})"
+
+
+def _load_command(module: L.LightningModule, path: str | None) -> str | None:
+    """How to load the checkpoint, as a line of Python: a smaller model has to be made as small first."""
+    if path is None:
+        return None
+    name, home = type(module).__qualname__, type(module).__module__
+    is_importable = home != "__main__" and "<" not in name
+    imports = [f"from {home} import {name.partition('.')[0]}"] if is_importable else []
+    if not plans_of(module):
+        return "; ".join([*imports, f"model = {name}.load_from_checkpoint({path!r})"])
+    imports.insert(0, "from lightning_prune import load_pruned")
+    return "; ".join([*imports, f"model = load_pruned({name}, {path!r})"])
+
+
+def _groups(pruner: AnyPruner) -> list[Group]:
+    """What goes together: coupled indices, or blocks as wholes."""
+    if isinstance(pruner, DepthPruner):
+        role, gone = pruner.granularity.unit, set(pruner.skipped)
+        return [Group(path, role, 1, int(path not in gone)) for path in pruner.blocks]
+    if not isinstance(pruner, GroupPruner):
+        return []
+    counts, present = pruner.contest.counts(pruner.choice), pruner.couplings.groups
+    return [
+        Group(
+            name,
+            present[name].role if name in present else "channel",
+            size,
+            counts[name],
+            tuple(f"{m.tensor}[{m.dim}]" for m in present[name].members) if name in present else (),
+        )
+        for name, size in pruner.contest.sizes.items()
+    ]
 
 
 def _errors(pruner: AnyPruner) -> list[float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -87,4 +89,33 @@ def _timer(call: Call) -> Timer:
 def _summary(call: Call, times: list[float]) -> Latency:
     low, median, high = (1000.0 * t for t in statistics.quantiles(times, n=4, method="inclusive"))
     clock = "cpu" if call.device.type == "cpu" else "wall"
-    return Latency(median, low, high, len(times), str(call.device), 1, clock)
+    above, below = median_interval([1000.0 * t for t in times]) or (None, None)
+    return Latency(median, low, high, len(times), str(call.device), 1, clock, above, below)
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return between which two of the values the median of their distribution lies, whatever it is.
+
+    Order statistics: the number of n values below the median is binomial with p = 1/2, so the r-th smallest and the
+    r-th largest enclose it with probability 1 - 2 P(B < r). The largest r that reaches the confidence is taken.
+
+    Returns:
+        The two values; None where even the smallest and the largest reach less.
+
+    Example:
+        >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), median_interval([1.0, 2.0, 3.0])
+        ((1.0, 6.0), None)
+    """
+    n, found, tail = len(values), 0, 0.0
+    for below in range(n // 2):
+        tail += math.comb(n, below) * 0.5**n if n < 1000 else _normal_mass(below, n)
+        if 2.0 * tail > 1.0 - confidence:
+            break
+        found = below + 1
+    ordered = sorted(values)
+    return (ordered[found - 1], ordered[n - found]) if found else None
+
+
+def _normal_mass(below: int, n: int) -> float:
+    """Return the probability that of n values so many lie below the median, where n is large."""
+    return math.exp(-((below - n / 2) ** 2) / (n / 2)) / math.sqrt(math.pi * n / 2)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = (
+    2  # 2: groups, acceleration, config, command, model, and where the median of a latency surely lies
+)
 KINDS = ("train_time", "post_training", "initial", "sparse_training", "rewinding", "none")
 
 
@@ -26,6 +28,8 @@ class Latency:
         num_threads: of the CPU.
         clock: "cpu" is the processor time of this process, which other programs disturb little; "wall" is the time
             on the clock, with the device synchronised.
+        surely_above_ms: where the median itself lies, with 95 % confidence: not below this,
+        surely_below_ms: and not above this. None where too few measurements tell.
     """
 
     median_ms: float
@@ -35,6 +39,8 @@ class Latency:
     device: str = "cpu"
     num_threads: int = 1
     clock: str = "cpu"
+    surely_above_ms: float | None = None
+    surely_below_ms: float | None = None
 
 
 def differs(before: Latency, after: Latency) -> bool:
@@ -233,6 +239,25 @@ class Acceleration:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Slices of several tensors that go together, or a block that goes as a whole.
+
+    Args:
+        name: of the group.
+        role: "channel", "head", "head_dim", "block" or "branch".
+        size: how many indices it had.
+        kept: how many of them are kept.
+        places: where it occurs in the model as the run leaves it, "name of a tensor[dim]".
+    """
+
+    name: str
+    role: str
+    size: int
+    kept: int
+    places: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is told of one run.
 
@@ -258,6 +283,10 @@ class Report:
             float64; None where the model did not become smaller.
         frozen: what could not become smaller, group or dim of a tensor -> the reason.
         acceleration: what kernels made for zeros would bring on this machine; None where it was not measured.
+        groups: what goes together, where the granularity couples.
+        model: name of the LightningModule's class.
+        command: the command line of the run, where it had one.
+        config: its composed configuration as yaml, with secrets left out.
         format_version: of this data model.
     """
 
@@ -280,6 +309,10 @@ class Report:
     equivalence_error: float | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
     acceleration: Acceleration | None = None
+    groups: tuple[Group, ...] = ()
+    model: str | None = None
+    command: str | None = None
+    config: str | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

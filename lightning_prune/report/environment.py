@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 
 PACKAGES = ("lightning-prune", "lightning", "torch", "torchmetrics", "hydra-core")
@@ -18,7 +19,12 @@ def environment() -> dict[str, str]:
         >>> "python" in environment()
         True
     """
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    found = {
+        "written": now,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -1,4 +1,4 @@
-"""How a report is shown: in the terminal, and as markdown beside its JSON."""
+"""How a report is shown: in the terminal, and as markdown and a page beside its JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lightning_prune.report import rows
 from lightning_prune.report.data import Report
+from lightning_prune.report.page.html import to_html
+from lightning_prune.report.page.sections import document
 from lightning_prune.report.storage import save, write_text
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
+PAGE_NAME = "report.html"
 
 
 def to_rich(report: Report) -> Group:
@@ -47,15 +50,24 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
-    """Write `report.json` and `report.md` into `folder`, each whole or not at all, and return their paths.
+def to_page(report: Report) -> str:
+    """Return the report as one HTML page, with its plots, that needs no other file and no network."""
+    return to_html(document(report))
+
+
+def write(report: Report, folder: str | Path) -> tuple[Path, Path, Path]:
+    """Write `report.json`, `report.md` and `report.html` into `folder`, each whole or not at all; return their paths.
 
     Raises:
         ValueError: the report holds what cannot be written; nothing is.
         OSError: the folder cannot be written.
     """
-    text = to_markdown(report)
-    return save(report, Path(folder) / JSON_NAME), write_text(Path(folder) / MARKDOWN_NAME, text)
+    text, page, folder = to_markdown(report), to_page(report), Path(folder)
+    return (
+        save(report, folder / JSON_NAME),
+        write_text(folder / MARKDOWN_NAME, text),
+        write_text(folder / PAGE_NAME, page),
+    )
 
 
 def _grid(pairs: Iterable[tuple[str, str]], style: str = "") -> RichTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ LABELS = {
     "gzip_bytes": "File after gzip",
     "latency": "Latency",
 }
+PATHS = {"Checkpoint": "checkpoint", "Resume": "resume_command", "Load": "load_command"}
 ZEROS = (
     "Zeros are stored and multiplied like any other number: by themselves they make no model faster and no file "
     "smaller. That takes smaller layers, a compressed format, or a kernel made for zeros."
@@ -67,17 +69,23 @@ class Page:
     notes: tuple[str, ...]
 
 
-def page(report: Report) -> Page:
-    """Return all that a report says."""
+def page(report: Report, *, limit: bool = True) -> Page:
+    """Return all that a report says.
+
+    Args:
+        report: of a run.
+        limit: whether the middle of long tables is left out.
+    """
     before, after = report.cost_before, report.cost_after
+    few, many = (MAX_UPDATES, MAX_LAYERS) if limit else (sys.maxsize, sys.maxsize)
     tables = [
         _costs(before, after),
         _metrics(report),
-        _layers(report.layers),
-        kernels(report.acceleration),
-        _frozen(report),
-        _updates(report),
-        _evaluations(report),
+        _layers(report.layers, many),
+        kernels(report.acceleration, many),
+        _frozen(report, few),
+        _updates(report, few),
+        _evaluations(report, few),
     ]
     return Page(
         title=f"lightning_prune: {DID[report.kind]}",
@@ -92,7 +100,7 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
     achieved, target = report.achieved_sparsity, report.target_sparsity
     facts = []
     if achieved is not None or target is not None:
-        asked = "" if target is None else f" of the {_unit(report)} (asked for: {percent(target)})"
+        asked = "" if target is None else f" of the {unit(report)} (asked for: {percent(target)})"
         facts.append(("Sparsity", f"{percent(achieved)}{asked}"))
     if report.equivalence_error is not None:
         proof = (
@@ -109,12 +117,12 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
         if noun not in told and text not in ("None", "()", "")
     }
     facts += [(noun.capitalize(), text) for noun, text in nouns.items()]
-    paths = {"Checkpoint": report.checkpoint, "Resume": report.resume_command, "Load": report.load_command}
+    paths = {label: getattr(report, name) for label, name in PATHS.items()}
     return (*facts, *((label, text) for label, text in paths.items() if text))
 
 
-def _unit(report: Report) -> str:
-    """What sparsity is the fraction of."""
+def unit(report: Report) -> str:
+    """Return what sparsity is the fraction of."""
     text = report.recipe.get("granularity", "")
     kind = "Branch" if "unit='branch'" in text else text.partition("(")[0]
     return {"Branch": "branches", "Channel": "channels", "Head": "heads", "Layer": "blocks"}.get(
@@ -131,6 +139,8 @@ def _costs(before: Cost | None, after: Cost | None) -> Table:
         rows.insert(2, ("Sparsity", *(percent(c.sparsity if c else None) for c in (before, after)), ""))
     if any(cost.latency for cost in shown):
         rows.append(("Quartiles, ms", *(_quartiles(c.latency if c else None) for c in (before, after)), ""))
+    if any(cost.latency and cost.latency.surely_above_ms is not None for cost in shown):
+        rows.append(("Median, 95 % sure", *(_surely(c.latency if c else None) for c in (before, after)), ""))
     return Table(title, ("", "before", "after", "change"), tuple(rows))
 
 
@@ -140,7 +150,7 @@ def _cost_row(name: str, before: Cost | None, after: Cost | None) -> tuple[str, 
         return (
             LABELS[name],
             *(_milliseconds(x.median_ms) if x else UNKNOWN for x in (old, new)),
-            _speedup(old, new),
+            speedup(old, new),
         )
     if "bytes" in name:
         return LABELS[name], size(old), size(new), change(old, new)
@@ -167,10 +177,10 @@ def _metrics(report: Report) -> Table:
     return Table("Metrics", ("", "before", "after", "difference"), tuple(rows))
 
 
-def _layers(layers: Sequence[Layer]) -> Table:
+def _layers(layers: Sequence[Layer], limit: int) -> Table:
     columns: dict[str, Sequence[str]] = {
         "layer": [layer.name for layer in layers],
-        "shape": [" x ".join(map(str, layer.shape)) for layer in layers],
+        "shape": [_shape(layer.shape) for layer in layers],
         "nonzero": counts(*(layer.nonzeros for layer in layers)),
         "sparsity": [percent(layer.sparsity) for layer in layers],
     }
@@ -180,14 +190,43 @@ def _layers(layers: Sequence[Layer]) -> Table:
         columns["MACs before"] = counts(*(layer.macs_before for layer in layers))
     if any(layer.macs_after is not None for layer in layers):
         columns["MACs"] = counts(*(layer.macs_after for layer in layers))
-    return Table("Layers", tuple(columns), elided(list(zip(*columns.values(), strict=True)), MAX_LAYERS))
+    return Table("Layers", tuple(columns), elided(list(zip(*columns.values(), strict=True)), limit))
+
+
+def all_layers(report: Report) -> Table:
+    """Return all pruned weights in full: shape, entries, zeros and work before and after."""
+    dense = {layer.name: layer for layer in report.cost_before.layers} if report.cost_before else {}
+    old = [dense.get(layer.name) for layer in report.layers]
+    columns: dict[str, Sequence[str]] = {
+        "layer": [layer.name for layer in report.layers],
+        "shape before": [_shape(cost.shape) if cost else UNKNOWN for cost in old],
+        "shape": [_shape(layer.shape) for layer in report.layers],
+        "weights before": counts(*(cost.params if cost else None for cost in old)),
+        "weights": counts(*(layer.params for layer in report.layers)),
+        "nonzero before": counts(*(cost.nonzeros if cost else None for cost in old)),
+        "nonzero": counts(*(layer.nonzeros for layer in report.layers)),
+        "sparsity": [percent(layer.sparsity) for layer in report.layers],
+    }
+    if columns["shape"] == columns["shape before"]:
+        del columns["shape before"], columns["weights before"]
+    if any(layer.num_groups is not None for layer in report.layers):
+        columns["kept"] = [_kept(layer) for layer in report.layers]
+    if any(layer.macs_before is not None for layer in report.layers):
+        columns["MACs before"] = counts(*(layer.macs_before for layer in report.layers))
+    if any(layer.macs_after is not None for layer in report.layers):
+        columns["MACs"] = counts(*(layer.macs_after for layer in report.layers))
+    return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _kept(layer: Layer) -> str:
     return UNKNOWN if layer.num_groups is None else " of ".join(counts(layer.num_kept, layer.num_groups))
 
 
-def kernels(acceleration: Acceleration | None) -> Table:
+def kernels(acceleration: Acceleration | None, limit: int = MAX_LAYERS) -> Table:
     """Return what each linear layer takes with the dense and with the sparse kernel."""
     if acceleration is None:
         return Table("Sparse kernels", ("",), ())
@@ -203,36 +242,34 @@ def kernels(acceleration: Acceleration | None) -> Table:
     ]
     columns = ("layer", "sparsity", "rows", "dense", acceleration.kernel, "")
     title = f"Sparse kernels ({acceleration.kernel}) on this machine"
-    return Table(title, columns, elided(rows, MAX_LAYERS))
+    return Table(title, columns, elided(rows, limit))
 
 
 def _verdict(layer: LayerKernel) -> str:
     if layer.sparse is None or layer.reason is not None:
         return layer.reason or UNKNOWN
-    return _speedup(layer.dense, layer.sparse)
+    return speedup(layer.dense, layer.sparse)
 
 
-def _frozen(report: Report) -> Table:
+def _frozen(report: Report, limit: int) -> Table:
     """What stayed whole, counted by the reason: a large model has thousands of dims."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in report.frozen.items():
         by_reason.setdefault(reason, []).append(name)
     rows = [(why, f"{len(names):,}", names[0]) for why, names in by_reason.items()]
-    return Table("What stays whole", ("reason", "dims", "such as"), elided(rows, MAX_UPDATES))
+    return Table("What stays whole", ("reason", "dims", "such as"), elided(rows, limit))
 
 
-def _updates(report: Report) -> Table:
+def _updates(report: Report, limit: int) -> Table:
     rows = [
         (f"{u.step:,}", percent(u.progress), percent(u.requested), percent(u.achieved))
         for u in report.updates
     ]
     rows = rows if len(rows) > 1 else []
-    return Table(
-        "Updates of the masks", ("step", "progress", "requested", "achieved"), elided(rows, MAX_UPDATES)
-    )
+    return Table("Updates of the masks", ("step", "progress", "requested", "achieved"), elided(rows, limit))
 
 
-def _evaluations(report: Report) -> Table:
+def _evaluations(report: Report, limit: int) -> Table:
     names = list(dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.metrics))[
         :MAX_METRICS
     ]
@@ -240,7 +277,7 @@ def _evaluations(report: Report) -> Table:
         (f"{e.step:,}", percent(e.sparsity), *(number(e.metrics.get(name)) for name in names))
         for e in report.evaluations
     ]
-    return Table("Validation along the run", ("step", "sparsity", *names), elided(rows, MAX_UPDATES))
+    return Table("Validation along the run", ("step", "sparsity", *names), elided(rows, limit))
 
 
 def _notes(report: Report) -> tuple[str, ...]:
@@ -250,7 +287,7 @@ def _notes(report: Report) -> tuple[str, ...]:
         notes.append(ZEROS)
     notes += [GZIP] if after and after.gzip_bytes is not None else []
     notes += [EFFECTIVE] if after and after.effective_macs is not None else []
-    if _unit(report) == "channels":
+    if unit(report) == "channels":
         notes.append(CHANNELS)
     if (found := report.acceleration) and not found.is_converted and any(x.is_faster for x in found.layers):
         notes.append(KERNELS)
@@ -272,7 +309,8 @@ def _conditions(latency: Latency) -> str:
     )
 
 
-def _speedup(old: Latency | None, new: Latency | None) -> str:
+def speedup(old: Latency | None, new: Latency | None) -> str:
+    """Return how much faster or slower, where that is more than noise; and between what, where it is known."""
     if old is None or new is None:
         return UNKNOWN
     if (old.device, old.num_threads, old.clock) != (new.device, new.num_threads, new.clock):
@@ -283,6 +321,12 @@ def _speedup(old: Latency | None, new: Latency | None) -> str:
         return UNKNOWN
     ratio = old.median_ms / new.median_ms
     return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
+
+
+def _surely(latency: Latency | None) -> str:
+    if latency is None or latency.surely_above_ms is None or latency.surely_below_ms is None:
+        return UNKNOWN
+    return f"{latency.surely_above_ms:.3g} to {latency.surely_below_ms:.3g}"
 
 
 def _milliseconds(value: float) -> str:

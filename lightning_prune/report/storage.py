@@ -35,7 +35,7 @@ def to_json(report: Report) -> str:
 
 
 def from_json(text: str) -> Report:
-    """Return the report that `to_json` wrote.
+    """Return the report that `to_json` wrote, in this version or an older one; what that did not know is unknown.
 
     Raises:
         ValueError: the text is cut short or no report, or a newer version of this library wrote it.
@@ -56,7 +56,7 @@ def from_json(text: str) -> Report:
             f"`format_version` of the report is at most {FORMAT_VERSION}, but got {version}: "
             "a newer lightning_prune wrote it, update to read it."
         )
-    report: Report = _decode("report", data, Report)
+    report: Report = _decode("report", {**data, "format_version": FORMAT_VERSION}, Report)
     return report
 
 

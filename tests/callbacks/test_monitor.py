@@ -59,7 +59,7 @@ def test_train_time_report(tmp_path, capsys):
     assert report.cost_before.latency.median_ms > 0 and report.cost_after.latency.median_ms > 0
     assert report.checkpoint == str(tmp_path / "last.ckpt") or report.checkpoint.endswith(".ckpt")
     shown = capsys.readouterr().out
-    assert "report.json" in shown and "80" in shown and (tmp_path / "report.md").read_text().startswith("# ")
+    assert "report.html" in shown and "80" in shown and (tmp_path / "report.md").read_text().startswith("# ")
 
 
 def test_post_training_report_has_before_and_after(tmp_path):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
 
 from lightning_prune import cli
 from lightning_prune.examples.tasks import Classifier
+from lightning_prune.report.storage import load
 from tests.hydra_runs import QUIET, SMALL, composed, options
 
 N_OF_M = ("n_of_m", "sr_ste", "sparsegpt_2_4", "wanda_2_4")
@@ -142,6 +145,26 @@ def test_a_resumed_run_ends_as_the_whole_one(tmp_path):
     )
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][name]), name
+
+
+def test_the_report_knows_how_the_run_was_started_and_goes_on(tmp_path):
+    """The command in the report, word for word, trains on from the checkpoint; secrets are in neither of them."""
+    secret = "++mine={api_key: s3cr3t, colour: blue}"
+    train(tmp_path, "pruning=global_unstructured", secret)
+    written = "".join((tmp_path / name).read_text() for name in ("report.json", "report.html", "report.md"))
+    assert "s3cr3t" not in written and "blue" in written
+    report = load(tmp_path / "report.json")
+    config = yaml.safe_load(report.config)
+    assert config["pruning"]["sparsity"] == 0.9 and config["mine"] == {"api_key": "***", "colour": "blue"}
+    assert config["trainer"]["default_root_dir"] == "${hydra:runtime.output_dir}"  # as it was written
+    words = shlex.split(report.resume_command)
+    assert words[0] == "python" and shlex.split(report.command) == words[:-1]
+    more = [word for word in words[2:] if "hydra." not in word]
+    cli.train(composed(*more, "trainer.max_epochs=3", output_dir=tmp_path / "more"))
+    assert load(tmp_path / "more" / "report.json").evaluations[-1].step == 3 * 10
+    namespace: dict[str, object] = {}
+    exec(report.load_command, namespace)
+    assert isinstance(namespace["model"], Classifier)
 
 
 def test_a_sweeper_gets_the_numbers_it_asks_for(tmp_path):

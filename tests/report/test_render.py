@@ -218,9 +218,9 @@ def test_an_empty_report_is_short():
     assert to_markdown(Report("none")) == "# lightning_prune: nothing was pruned\n"
 
 
-def test_both_files_are_written(tmp_path):
+def test_all_files_are_written(tmp_path):
     paths = write(REPORT, tmp_path / "run")
-    assert [p.name for p in paths] == ["report.json", "report.md"]
+    assert [p.name for p in paths] == ["report.json", "report.md", "report.html"]
     assert load(paths[0]) == REPORT
     assert paths[1].read_text(encoding="utf-8") == to_markdown(REPORT)
 

@@ -18,6 +18,7 @@ from lightning_prune.report.data import (
     Acceleration,
     Cost,
     Evaluation,
+    Group,
     Latency,
     Layer,
     LayerCost,
@@ -36,8 +37,12 @@ COUNTS = st.integers(0, 2**70)
 MAYBE = st.none() | COUNTS
 SHAPES = st.lists(COUNTS, max_size=3).map(tuple)
 LATENCIES = st.builds(
-    Latency, FLOATS, FLOATS, FLOATS, COUNTS, st.text(max_size=5), COUNTS, st.text(max_size=5)
+    Latency,
+    *(FLOATS, FLOATS, FLOATS, COUNTS, st.text(max_size=5), COUNTS, st.text(max_size=5)),
+    *(st.none() | FLOATS, st.none() | FLOATS),
 )
+PLACES = st.lists(st.text(max_size=9), max_size=2).map(tuple)
+GROUPS = st.builds(Group, st.text(max_size=5), st.text(max_size=5), COUNTS, COUNTS, PLACES)
 LAYER_COSTS = st.builds(LayerCost, st.text(max_size=5), SHAPES, COUNTS, MAYBE, MAYBE)
 COSTS = st.builds(
     Cost,
@@ -77,6 +82,10 @@ FIELDS_OF_A_REPORT = {
     "equivalence_error": st.none() | st.floats(min_value=0, allow_nan=False),
     "frozen": TEXTS,
     "acceleration": st.none() | ACCELERATIONS,
+    "groups": st.lists(GROUPS, max_size=2).map(tuple),
+    "model": st.none() | st.text(),
+    "command": st.none() | st.text(),
+    "config": st.none() | st.text(),
 }
 REPORTS = st.builds(Report, **FIELDS_OF_A_REPORT)
 REPORT = Report(
@@ -111,6 +120,17 @@ def test_every_float_survives_and_the_text_is_valid_json(value):
 
 def test_text_that_reads_like_a_number_stays_text():
     report = replace(REPORT, recipe={"sparsity": "NaN"}, environment={"seed": "7"})
+    assert from_json(to_json(report)) == report
+
+
+def test_a_report_of_the_first_version_is_read():
+    """`report_v1.json` was written before groups, commands and configurations were part of a report."""
+    path = Path(__file__).with_name("report_v1.json")
+    report = load(path)
+    assert report.format_version == FORMAT_VERSION > json.loads(path.read_text())["format_version"]
+    assert report.cost_after.latency == Latency(1.0, 0.9, 1.1, 40)
+    assert report.layers == (Layer("net.0.weight", (8, 4), 32, 32, 16, 8, 128, 64),)
+    assert (report.groups, report.model, report.command, report.config) == ((), None, None, None)
     assert from_json(to_json(report)) == report
 
 

@@ -86,3 +86,9 @@ def test_mistakes_are_refused_in_a_foreign_application(site, subprocess_env, tmp
     done = run_app(site, tmp_path, subprocess_env, "+pruning=global_unstructured", "pruning.sparsty=0.75")
     assert done.returncode == 1
     assert "Key 'sparsty' not in 'TrainTimePruning'" in done.stderr
+
+
+def test_what_pages_are_made_of_travels_in_the_wheel(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assets = ("page.css", "page.js", "chart.umd.min.js", "chart.LICENSE.md")
+    assert {f"lightning_prune/report/page/assets/{name}" for name in assets} <= names

@@ -1,0 +1,28 @@
+"""Where a median surely lies, against the binomial distribution itself."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from lightning_prune.model.latency import median_interval
+
+
+@pytest.mark.parametrize("n", [6, 7, 10, 40, 41, 200, 999, 1000, 2500])
+def test_the_interval_is_that_of_order_statistics(n):
+    low, high = median_interval([float(i) for i in range(1, n + 1)])
+    assert high == n + 1 - low
+    rank = int(low)
+    assert binom.cdf(rank - 1, n, 0.5) <= 0.025 * 1.02  # the normal law stands in for large n
+    assert binom.cdf(rank, n, 0.5) > 0.025 * 0.98  # and no narrower one would do
+
+
+def test_it_covers_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [median_interval(rng.exponential(size=25).tolist()) for _ in range(2000)]
+    hits = [low <= np.log(2.0) <= high for low, high in found]
+    assert 0.94 < np.mean(hits) < 0.99
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0] * 5])
+def test_too_few_values_tell_nothing(values):
+    assert median_interval(values) is None
