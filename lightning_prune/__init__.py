@@ -63,8 +63,10 @@ if TYPE_CHECKING:
     from lightning_prune.core.scopes.rankings import Isomorphic as Isomorphic
     from lightning_prune.core.scopes.rankings import Local as Local
     from lightning_prune.core.scopes.rankings import PerRow as PerRow
-    from lightning_prune.core.solvers import LeastSquares as LeastSquares
-    from lightning_prune.core.solvers import SparseGPT as SparseGPT
+    from lightning_prune.core.solvers.combinatorial import ALPS as ALPS
+    from lightning_prune.core.solvers.curvature import WoodFisher as WoodFisher
+    from lightning_prune.core.solvers.surgery import LeastSquares as LeastSquares
+    from lightning_prune.core.solvers.surgery import SparseGPT as SparseGPT
     from lightning_prune.core.windows import Window as Window
     from lightning_prune.model.one_shot import prune as prune
     from lightning_prune.model.record import ReplaysRecord as ReplaysRecord
@@ -105,7 +107,9 @@ _HOMES = {
     "core.scopes.outliers": ("OWL",),
     "core.scopes.patterns": ("NofM",),
     "core.scopes.rankings": ("LAMP", "Global", "Isomorphic", "Local", "PerRow"),
-    "core.solvers": ("LeastSquares", "SparseGPT"),
+    "core.solvers.combinatorial": ("ALPS",),
+    "core.solvers.curvature": ("WoodFisher",),
+    "core.solvers.surgery": ("LeastSquares", "SparseGPT"),
     "core.windows": ("Window",),
     "model.one_shot": ("prune",),
     "model.record": ("ReplaysRecord", "load_pruned"),

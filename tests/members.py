@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning_prune.core.criteria
 import lightning_prune.core.scopes
+import lightning_prune.core.solvers
 from lightning_prune.core import masking, schedules
 from lightning_prune.core.granularities import tensors
 from lightning_prune.core.schedules import Constant, Linear
@@ -31,6 +32,8 @@ VARIANTS = {  # settings worth a run of the laws besides the defaults
     "Global": [{"min_keep": 0.05}, {"min_keep": 0}],
     "NofM": [{"n": 1, "m": 4}, {"n": 4, "m": 8}],
     "ERK": [{"kernel": False}],
+    "SparseGPT": [{"block_size": 5}],
+    "WoodFisher": [{"block_size": 5}],
     "StraightThrough": [{"decay": 0.5}],
 }
 
@@ -56,6 +59,7 @@ AXES = {
     "granularity": classes(tensors),
     "scope": classes(*submodules(lightning_prune.core.scopes)),
     "masking": classes(masking),
+    "solver": classes(*submodules(lightning_prune.core.solvers)),
 }
 
 

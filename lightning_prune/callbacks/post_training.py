@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe, as_text, checked_rounds, checked_solver
 from lightning_prune.core.scopes.rankings import Global
+from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Couples, Criterion, Granularity, Scope, Solver
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.layerwise import check_solver, solve_
@@ -121,7 +122,7 @@ class PostTrainingPruning(PruningCallback):
             ValueError: the recipe does not fit the model, or there will be no best checkpoint.
         """
         self._check_fits(pl_module)
-        if needs_loss(required_statistics(self.recipe.criterion)):
+        if self._needs_loss:
             loss_of(pl_module)
         monitored = (
             isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
@@ -179,6 +180,12 @@ class PostTrainingPruning(PruningCallback):
         self._finish_report(trainer, model)
         return self.metrics_after
 
+    @property
+    def _needs_loss(self) -> bool:
+        """Whether the criterion or the solver asks for gradients of the loss."""
+        by_gradients = self.solver is not None and "gradients" in needs_of(self.solver)
+        return by_gradients or needs_loss(required_statistics(self.recipe.criterion))
+
     def _check_fits(self, module: L.LightningModule) -> None:
         """Refuse a recipe that does not fit the model, before anything is loaded or run."""
         if isinstance(self.recipe.granularity, Couples):
@@ -203,27 +210,29 @@ class PostTrainingPruning(PruningCallback):
             loader = loader() if callable(loader) else loader
             batches = calibration_batches(trainer, loader, self.num_calibration_batches)
         with silenced(module):
-            loss = loss_of(module) if statistics.needs_loss else None
+            loss = loss_of(module) if self._needs_loss else None
             measure = partial(calibrate, statistics, module, batches, forward=step_of(module), loss=loss)
             update_ = partial(self._update_, step=trainer.global_step, progress=1.0)
             if self.solver is None:
                 prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_)
             else:
-                self._solve_(self.solver, module, batches, measure, step=trainer.global_step, progress=1.0)
+                run = partial(solve_, batches=batches, forward=step_of(module), loss=loss, blocks=self.blocks)
+                measure()
+                self._solve_(self.solver, run, step=trainer.global_step, progress=1.0)
             if is_coupled:
                 self._shrink_(trainer, module)
             if self.reestimate_batch_norm:
                 reestimate_batch_norm_(module, batches, forward=step_of(module))
 
-    def _solve_(
-        self, solver: Solver, module: L.LightningModule, batches: Iterable[Any], measure: Any, **when: Any
-    ) -> None:
+    def _solve_(self, solver: Solver, run: Callable[..., None], **when: Any) -> None:
         """Let the solver prune layer by layer, how many weights of each the criterion and the scope say."""
         assert isinstance(self.pruner, Pruner)
-        measure()
         self.pruner.choose_(1.0)
-        shown = partial(track, description=f"{type(solver).__name__}, layer by layer", transient=True)
-        solve_(self.pruner, solver, batches, forward=step_of(module), blocks=self.blocks, progress=shown)
+        run(
+            self.pruner,
+            solver,
+            progress=partial(track, description=f"{type(solver).__name__}, layer by layer", transient=True),
+        )
         self.pruner.apply_()
         self._note_update(1.0, **when)
 

@@ -32,7 +32,7 @@ name makes of some rows what it makes of them within the whole: a criterion scor
 row, groups of a granularity lie within rows, and a scope chooses by `core.keep_top` of the mapping it is given, or row
 by row. For others, the tensors are put together first, one at a time."""
 Solver: TypeAlias = "Callable[..., tuple[Tensor, Tensor]]"
-"""How the weights that stay make up for others: (*, weight, gram, ...) -> new weight and mask, (out, in) all."""
+"""How the weights that stay make up for others: (*, weight, ...) -> new weight and mask, (out, in) all."""
 
 
 class Across(Protocol):

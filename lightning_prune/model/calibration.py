@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_prune.model.passes import Step, passes_of
+from lightning_prune.model.ranks import is_distributed
 from lightning_prune.model.statistics import Statistics
+
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def calibrate(
@@ -95,6 +98,38 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return len(norms)
+
+
+def gradients_by_batch(
+    model: nn.Module, parameter: nn.Parameter, batches: Sequence[Any], loss: Loss
+) -> Tensor:
+    """Return the gradients of the loss in one parameter, (N, ...): one for each batch, those of all processes.
+
+    Args:
+        model: runs in eval mode.
+        parameter: one of its own.
+        batches: as for `calibrate`, as many on each process.
+        loss: (model, batch) -> scalar.
+
+    Raises:
+        ValueError: no gradient reaches the parameter.
+    """
+    found = []
+    with evaluating(model), torch.enable_grad():
+        for batch in batches:
+            (gradient,) = torch.autograd.grad(loss(model, batch), [parameter], allow_unused=True)
+            if gradient is None:
+                shape = tuple(parameter.shape)
+                raise ValueError(
+                    f"`loss` depends on all pruned weights, but not on one of shape {shape}: exclude it."
+                )
+            found.append(gradient.float())
+    own = torch.stack(found)
+    if not is_distributed():
+        return own
+    everywhere = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(everywhere, own.contiguous())
+    return torch.cat(everywhere)
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:

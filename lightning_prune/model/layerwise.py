@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.quotas import Quota
+from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Name, Solver
-from lightning_prune.model.calibration import call_model, evaluating
+from lightning_prune.model.calibration import Loss, call_model, evaluating, gradients_by_batch
 from lightning_prune.model.matrices import Grams, Matrix, matrix_of
 from lightning_prune.model.passes import Step
 from lightning_prune.model.pruning import Pruner
@@ -31,7 +31,7 @@ def check_solver(solver: Solver, pruner: Pruner, num_rounds: int = 1) -> dict[Na
     """
     if num_rounds != 1:
         raise ValueError(f"`num_rounds` is 1 with a solver, but got {num_rounds}.")
-    if "quota" in inspect.signature(solver).parameters and pruner.granularity != Weight():
+    if "quota" in needs_of(solver) and pruner.granularity != Weight():
         raise ValueError(
             f"`solver` {solver} chooses single weights, but got {pruner.granularity}: use LeastSquares."
         )
@@ -45,48 +45,73 @@ def solve_(
     batches: Iterable[Any] | None,
     *,
     forward: Step | None = None,
+    loss: Loss | None = None,
     blocks: str | None = None,
     progress: Progress[Any] = iter,
 ) -> None:
     """Prune each target by a solver, in place, in the order in which they run; the pruner's masks follow.
 
     The memory is that of one layer's or one block's Gram matrices (in x in float64 each) and of the activations between
-    two blocks, whatever the depth. What is done when a layer cannot be solved stays done.
+    two blocks, whatever the depth; for a solver by gradients it is that of one layer's gradients, one for each batch.
+    What is done when a layer cannot be solved stays done.
 
     Args:
         pruner: its masks are chosen, and not applied yet.
         solver: weight, gram and what else it asks for -> new weight and mask.
         batches: calibration data.
         forward: as for `calibrate`.
+        loss: as for `calibrate`, for solvers by gradients.
         blocks: path of the module that holds the blocks; by default the longest chain that is found.
         progress: stages -> the same, shown as they go by.
 
     Raises:
-        ValueError: no calibration data, a layer that does not run, or inputs that are not finite.
+        ValueError: no calibration data, no loss where gradients are asked for, a layer that does not run, or inputs or
+            gradients that are not finite.
     """
     matrices, data = check_solver(solver, pruner), list(batches or ())
     if not data:
         raise ValueError("`batches` is calibration data, which a solver needs, but got none.")
-    model = pruner.model
-    with evaluating(model):
-        for stage in progress(stages_of(model, matrices, data, forward or call_model, blocks)):
+    if "gradients" in needs_of(solver):
+        if loss is None:
+            raise ValueError(
+                "`loss` is a function (model, batch) -> scalar, which the solver needs, but got None."
+            )
+        for name in progress(list(matrices)):
+            found = gradients_by_batch(pruner.model, pruner.targets[name], data, loss)
+            _solve_one_(pruner, solver, name, matrices[name], gradients=found)
+        return
+    with evaluating(pruner.model):
+        for stage in progress(stages_of(pruner.model, matrices, data, forward or call_model, blocks)):
             grams = Grams({name: matrices[name] for name in stage.names})
             with grams.watch():
                 stage.run()
             for name in stage.names:
-                _solve_one_(pruner, solver, name, matrices[name], grams.read(name))
+                _solve_one_(pruner, solver, name, matrices[name], gram=grams.read(name))
             stage.leave()
 
 
-def _solve_one_(pruner: Pruner, solver: Solver, name: Name, matrix: Matrix, gram: Tensor) -> None:
-    if not bool(gram.isfinite().all()):
-        raise ValueError(f"`{name}` has inputs that are infinite or NaN on calibration data.")
+def _solve_one_(
+    pruner: Pruner,
+    solver: Solver,
+    name: Name,
+    matrix: Matrix,
+    *,
+    gram: Tensor | None = None,
+    gradients: Tensor | None = None,
+) -> None:
+    """Solve for one layer by what its inputs or its gradients say."""
+    known = gram if gram is not None else gradients
+    assert known is not None
+    if not bool(known.isfinite().all()):
+        what = "inputs" if gradients is None else "gradients"
+        raise ValueError(f"`{name}` has {what} that are infinite or NaN on calibration data.")
     parameter = pruner.targets[name]
     weight = matrix.to_matrix(parameter.detach().float())
     mask = matrix.to_matrix(pruner.masks[name]) if name in pruner.masks else torch.ones_like(weight).bool()
     quota = Quota(pruner.recipe.scope, int(mask.sum()), (weight.shape[0], weight.shape[1]))
-    offered = {"weight": weight, "gram": gram, "mask": mask, "quota": quota}
-    wanted = inspect.signature(solver).parameters
-    new, kept = solver(**{key: value for key, value in offered.items() if key in wanted})
+    offered: dict[str, Any] = {"weight": weight, "gram": gram, "mask": mask, "quota": quota}
+    if gradients is not None:
+        offered["gradients"] = torch.stack([matrix.to_matrix(gradient) for gradient in gradients])
+    new, kept = solver(**{key: offered[key] for key in needs_of(solver)})
     parameter.copy_(matrix.to_weight(new))
     pruner.masks[name] = matrix.to_weight(kept).contiguous()

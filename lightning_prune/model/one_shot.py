@@ -44,7 +44,7 @@ def prune(
         batches: calibration data, for criteria by activations or gradients.
         forward: (model, batch) -> anything, runs the model on one batch; by default a mapping is passed as keyword
             arguments, of a tuple or list the first entry, anything else as it is.
-        loss: (model, batch) -> scalar, for criteria by gradients.
+        loss: (model, batch) -> scalar, for criteria and solvers by gradients.
         criterion: how good each weight is.
         granularity: what goes as one piece.
         scope: who competes with whom.
@@ -77,6 +77,6 @@ def prune(
     check_solver(solver, pruner, num_rounds)
     measure()
     pruner.choose_(1.0)
-    solve_(pruner, solver, batches, forward=forward, blocks=blocks)
+    solve_(pruner, solver, batches, forward=forward, loss=loss, blocks=blocks)
     pruner.apply_()
     return pruner.masks

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from lightning import Callback
 from torch.nn import functional as F
 
-from lightning_prune import Channel, LeastSquares, Local, NofM, PostTrainingPruning, SparseGPT
+from lightning_prune import Channel, Local, NofM, PostTrainingPruning, SparseGPT, WoodFisher, prune
+from lightning_prune.core.quotas import Quota
 from tests.callbacks.toy import Toy, data, trainer
+from tests.members import AXES
 
 
-@pytest.mark.parametrize("solver", [SparseGPT(), LeastSquares()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [kind() for kind in AXES["solver"]], ids=str)
 def test_it_loses_less_than_zeroing_does(solver, tmp_path):
     losses = {}
     for name, chosen in (("zeroed", None), ("solved", solver)):
@@ -78,3 +81,33 @@ def test_a_language_model_is_walked_through_block_by_block(tmp_path):
     after = callback.run(trainer(callback, default_root_dir=tmp_path), module)
     assert len(callback.masks) == 8 and callback.pruner.sparsity == pytest.approx(0.5)
     assert after["val/perplexity"] == pytest.approx(float(before.detach().exp()), rel=0.1)
+
+
+def test_a_solver_by_gradients_needs_a_loss_and_sees_one_gradient_for_each_batch():
+    """By hand: gradients of the toy's own step, batch by batch, layer by layer, each with those before it pruned."""
+    callback = PostTrainingPruning(
+        0.5, scope=Local(), solver=WoodFisher(16), num_calibration_batches=3, report=False
+    )
+    module, before = Toy(), {}
+
+    class Keeps(Callback):
+        def on_train_end(self, trainer, pl_module):
+            before.update({k: v.clone() for k, v in pl_module.state_dict().items()})
+
+    torch.manual_seed(0)
+    trainer(Keeps(), callback, max_epochs=2).fit(module, data(), data())
+    reference = Toy()
+    reference.load_state_dict(before)
+    reference.eval()
+    for name, mask in callback.masks.items():
+        weight = reference.get_parameter(name)
+        losses = [F.cross_entropy(reference(x), y) for x, y in list(data())[:3]]
+        gradients = torch.stack([torch.autograd.grad(loss, weight)[0] for loss in losses])
+        quota = Quota(Local(), int(mask.sum()), tuple(mask.shape))
+        new, places = WoodFisher(16)(weight=weight.detach(), gradients=gradients, quota=quota)
+        assert torch.equal(places, mask)
+        torch.testing.assert_close(module.get_parameter(name).detach(), new, rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            weight.copy_(new)
+    with pytest.raises(ValueError, match="`loss` is a function .* which the solver needs, but got None"):
+        prune(Toy(), 0.5, scope=Local(), solver=WoodFisher(), batches=[next(iter(data()))])

@@ -1,9 +1,4 @@
-"""How the weights that stay make up for those that go, one layer at a time: min ||W X - W' X||^2 over sparse W'.
-
-X are the inputs of the layer on calibration data. A solver's keyword-only arguments declare its needs: `weight`, the
-matrix (out, in); `gram`, X X^T (in, in), summed over all positions; and either `mask`, the weights that criterion and
-scope keep, or `quota`, how many weights the scope keeps where, so that the solver chooses which.
-"""
+"""Optimal brain surgery by the inputs of a layer: the best values for given masks, or masks column by column."""
 
 from __future__ import annotations
 
@@ -11,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_prune.core.checks import check_count, check_positive
+from lightning_prune.core.solvers import best_values, damped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_prune.core.quotas import Quota
-
-CHUNK = 1 << 22  # entries of the systems that are solved at once
 
 
 @dataclass(frozen=True)
@@ -52,16 +46,7 @@ class LeastSquares:
         check_positive("damping", self.damping)
 
     def __call__(self, *, weight: Tensor, gram: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
-
-        damped = _damped(gram.double(), self.damping)
-        goals = weight.double() @ damped
-        solved, size = torch.zeros_like(goals), max(1, CHUNK // gram.numel())
-        for rows in torch.arange(len(weight), device=weight.device).split(size):
-            kept = mask[rows].double()
-            systems = damped * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1.0 - kept)
-            solved[rows] = torch.linalg.solve(systems, goals[rows] * kept)
-        return (solved * mask).to(weight.dtype), mask
+        return best_values(weight, damped(gram.double(), self.damping), mask), mask
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,8 @@ class SparseGPT:
     When: one-shot pruning of a large model without fine-tuning, at 50 % or 2:4.
 
     Args:
-        block_size: columns whose masks are chosen at once, at least 1; N:M chooses in blocks of m.
+        block_size: columns whose masks are chosen at once, at least 1; N:M chooses in blocks of m, and the block is as
+            many of them as it takes.
         damping: what is added to the diagonal of H, as a fraction of its mean, above 0.
 
     Raises:
@@ -103,11 +89,13 @@ class SparseGPT:
 
         left = weight.clone()
         left[:, gram.diagonal() == 0] = 0.0  # inputs that are never on
-        lower = torch.linalg.cholesky(_damped(gram.double(), self.damping))
+        lower = torch.linalg.cholesky(damped(gram.double(), self.damping))
         upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).to(weight.dtype)
         mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        for start in range(0, weight.shape[1], self.block_size):
-            part = slice(start, min(start + self.block_size, weight.shape[1]))
+        span = quota.span or 1
+        size = -(-self.block_size // span) * span
+        for start in range(0, weight.shape[1], size):
+            part = slice(start, min(start + size, weight.shape[1]))
             block, factors = left[:, part], upper[part, part]
             mask[:, part], errors = self._block(block, factors, start, quota)
             left[:, part.stop :] -= errors @ upper[part, part.stop :]
@@ -127,10 +115,3 @@ class SparseGPT:
             errors[:, j] = block[:, j] * ~mask[:, j] / diagonal[j]
             block[:, j + 1 :] -= errors[:, j : j + 1] * factors[j, j + 1 :]
         return mask, errors
-
-
-def _damped(gram: Tensor, damping: float) -> Tensor:
-    """Return a Gram matrix that can be inverted; an input that is never on counts as one that is on by itself."""
-    diagonal = gram.diagonal()
-    added = damping * diagonal.mean() + (diagonal == 0).to(gram.dtype)
-    return gram + added.clamp_min(1e-30).diag_embed()
