@@ -68,12 +68,18 @@ if TYPE_CHECKING:
     from lightning_prune.core.solvers.surgery import LeastSquares as LeastSquares
     from lightning_prune.core.solvers.surgery import SparseGPT as SparseGPT
     from lightning_prune.core.windows import Window as Window
+    from lightning_prune.model.acceleration import accelerate as accelerate
+    from lightning_prune.model.acceleration import to_semi_structured as to_semi_structured
+    from lightning_prune.model.export.weights import export_weights as export_weights
+    from lightning_prune.model.export.weights import load_weights_ as load_weights_
     from lightning_prune.model.one_shot import prune as prune
     from lightning_prune.model.record import ReplaysRecord as ReplaysRecord
     from lightning_prune.model.record import load_pruned as load_pruned
     from lightning_prune.model.sensitivity import allocate as allocate
     from lightning_prune.model.sensitivity import sensitivity as sensitivity
     from lightning_prune.model.shrinking import shrink as shrink
+    from lightning_prune.model.sparse import SparseLinear as SparseLinear
+    from lightning_prune.model.sparse import densify as densify
 
 _HOMES = {
     "callbacks.distillation": ("Distillation",),
@@ -111,10 +117,13 @@ _HOMES = {
     "core.solvers.curvature": ("WoodFisher",),
     "core.solvers.surgery": ("LeastSquares", "SparseGPT"),
     "core.windows": ("Window",),
+    "model.acceleration": ("accelerate", "to_semi_structured"),
+    "model.export.weights": ("export_weights", "load_weights_"),
     "model.one_shot": ("prune",),
     "model.record": ("ReplaysRecord", "load_pruned"),
     "model.sensitivity": ("allocate", "sensitivity"),
     "model.shrinking": ("shrink",),
+    "model.sparse": ("SparseLinear", "densify"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -17,6 +17,9 @@ FLOORS = {
     "graph": {"torch", "lightning_prune.core", "lightning_prune.graph"},
     "model": {
         "torch",
+        "safetensors",
+        "onnx",
+        "onnxruntime",
         "lightning_prune.core",
         "lightning_prune.graph",
         "lightning_prune.model",

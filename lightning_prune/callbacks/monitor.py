@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
-from lightning_prune.callbacks.reporting import Prunes, build_report, with_macs_of
+from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
 from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
 from lightning_prune.report.data import Cost, Evaluation, Report
 from lightning_prune.report.render import to_rich, write
@@ -88,6 +88,8 @@ class SparsityMonitor(L.Callback):
             dense = next((cb.dense for cb in callbacks if cb.dense is not None), None)
             before, after = compare_with_dense(pl_module, self._call, before, after, dense)
         report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
+        if self.latency and callbacks and self._call:
+            report = with_kernels(report, pl_module, self._call)
         self.report = trainer.strategy.broadcast(report)
         if trainer.is_global_zero:
             paths = write(self.report, folder)

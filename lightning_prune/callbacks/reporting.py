@@ -9,14 +9,19 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import lightning as L
 from torch import nn
 
+from lightning_prune.model.calls import Call
 from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.history import plans_of
+from lightning_prune.model.kernels import measure_kernels
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner
 from lightning_prune.report.data import Cost, Evaluation, Group, Layer, Report, Update
 from lightning_prune.report.environment import environment
 from lightning_prune.report.invocation import current
+
+MAX_MEASURED = 8  # layers with sparse kernels, the largest ones
+SECONDS = 0.1  # of measuring each
 
 
 @runtime_checkable
@@ -76,6 +81,15 @@ def build_report(
         command=invocation.command if invocation else None,
         config=invocation.config if invocation else None,
     )
+
+
+def with_kernels(report: Report, module: nn.Module, call: Call) -> Report:
+    """Return a report that tells what kernels made for zeros would bring, where a layer is sparse enough to try."""
+    try:
+        found = measure_kernels(module, call, max_layers=MAX_MEASURED, seconds=SECONDS)
+    except Exception as error:  # a run is never stopped by its report
+        return replace(report, warnings=(*report.warnings, f"Sparse kernels could not be measured: {error}"))
+    return replace(report, acceleration=found) if any(layer.sparse for layer in found.layers) else report
 
 
 def with_macs_of(before: Cost, seen: Cost) -> Cost:

@@ -7,10 +7,10 @@ from collections.abc import Container, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.core.packing import INTEGERS
 from lightning_prune.core.types import Masks, Name
 
 CHUNK = 1 << 19  # weights masked at a time on CPU: their part of the mask, widened, stays in the cache
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()

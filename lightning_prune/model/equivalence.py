@@ -57,7 +57,7 @@ def relative_error(
         )
         sliced = _sliced(couplings, plan, precision)
         small = _outputs(couplings, sliced, plan.attributes, args, kwargs, None, precision)
-        worst = max(worst, _difference(masked, small))
+        worst = max(worst, largest_difference(masked, small))
     return worst
 
 
@@ -135,9 +135,15 @@ def _first_to_differ(
     return [g.name for g in couplings.groups.values() if (g.kind, g.role) == (culprit.kind, culprit.role)]
 
 
-def _difference(masked: list[Tensor], small: list[Tensor]) -> float:
+def largest_difference(wanted: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the largest difference of floating-point tensors, relative to their largest entries; inf for other shapes.
+
+    Example:
+        >>> largest_difference([torch.tensor([4.0, 1.0])], [torch.tensor([4.0, 2.0])])
+        0.25
+    """
     worst = 0.0
-    for a, b in zip(masked, small, strict=True):
+    for a, b in zip(wanted, other, strict=True):
         if a.shape != b.shape:
             return float("inf")
         if a.is_floating_point() and a.numel():

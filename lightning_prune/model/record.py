@@ -43,12 +43,22 @@ def shrink_to_(
         ValueError: the record is damaged, of a newer version or of another model, or this one is smaller already. It is
             then as it was.
     """
+    replay_(model, missing_plans(model, checkpoint), copies)
+    return list(read_record(checkpoint))
+
+
+def missing_plans(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[Plan, ...]:
+    """Return the plans of a checkpoint that were not carried out on a model yet.
+
+    Raises:
+        ValueError: as for `shrink_to_`.
+    """
     plans, done = read_record(checkpoint), plans_of(model)
     if plans[: len(done)] == done:
-        replay_(model, plans[len(done) :], copies)
-    elif plans or not _fits(model, checkpoint.get("state_dict", {})):
-        raise ValueError(_why_not(model, plans, done))
-    return list(plans)
+        return plans[len(done) :]
+    if not plans and _fits(model, checkpoint.get("state_dict", {})):
+        return ()
+    raise ValueError(_why_not(model, plans, done))
 
 
 def _fits(model: nn.Module, weights: Mapping[str, Any]) -> bool:
@@ -76,11 +86,12 @@ def load_pruned(
     """Load a LightningModule from a checkpoint in which it is physically smaller than its class builds it.
 
     `Class.load_from_checkpoint` does the work, with `weights_only=True`: nothing is unpickled but tensors and plain
-    data. Before it loads the weights, the checkpoint's record is replayed. Dense checkpoints load as ever.
+    data. Before it loads the weights, the checkpoint's record is replayed. Dense checkpoints load as ever. From a file
+    of `export_weights`, which ends in ".safetensors", any module is built, with the hyperparameters that it holds.
 
     Args:
-        cls: the LightningModule.
-        path: of a checkpoint.
+        cls: the LightningModule; for safetensors, the class of the module.
+        path: of a checkpoint, or of a safetensors file.
         map_location: where the weights go, as for `torch.load`.
         strict: whether the names must agree, as for `load_from_checkpoint`.
         kwargs: arguments of `cls` that the checkpoint does not hold, or others than it holds.
@@ -91,6 +102,14 @@ def load_pruned(
     Example:
         >>> load_pruned(LitModel, "pruned.ckpt")  # doctest: +SKIP
     """
+    if str(path).endswith(".safetensors"):
+        from lightning_prune.model.export.weights import build_from
+
+        if strict is False:
+            raise ValueError(
+                "`strict` is True for safetensors, which hold all of a model or are refused, but got False."
+            )
+        return build_from(cls, path, **kwargs).to(map_location)
     if not (isinstance(cls, type) and hasattr(cls, "load_from_checkpoint")):
         raise ValueError(
             f"`cls` is a LightningModule, which builds itself from a checkpoint, but got {cls!r}."
