@@ -69,4 +69,4 @@ class WoodFisher:
 
         num_blocks = math.ceil(flat.shape[1] / size)
         padded: Tensor = torch.nn.functional.pad(flat, (0, num_blocks * size - flat.shape[1]))
-        return padded.unflatten(1, (-1, size))
+        return padded.reshape(len(flat), num_blocks, size)
