@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: demo test test-slow
+.PHONY: demo docs test test-slow
 
 demo: .venv/installed  ## set up, then train and prune the embedded digits (CPU, seconds)
 	OMP_NUM_THREADS=1 .venv/bin/python train.py pruning=global_unstructured
@@ -10,6 +10,9 @@ test: .venv/installed  ## set up, then run the tests that take seconds
 
 test-slow: .venv/installed  ## the others: browsers, wheels, notebooks, killed runs
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile -m slow
+
+docs: .venv/installed  ## set up, then build the site into build/site, strictly
+	.venv/bin/python docs/build.py
 
 .venv/installed: pyproject.toml constraints.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
