@@ -96,6 +96,7 @@ LEFT_OUT = {
     "global_structured",
     "local_structured",
     "network_slimming",
+    "sparse_learning",
     "heads",
     "depth",
 }

@@ -18,6 +18,7 @@ AXES = {
     "criterion": "How good is each weight?",
     "solver": "How do the weights that stay make up for those that go?",
     "masking": "What becomes of pruned weights while masks may still change?",
+    "regularizer": "What drives groups towards zero before they go?",
     "scope": "Who competes with whom?",
     "granularity": "What goes as one piece?",
     "schedule": "Along which curve?",
@@ -31,7 +32,7 @@ CALLBACKS = (
     "Distillation",
     "CollapseGuard",
 )
-PRICED = ("criterion", "masking", "solver")
+PRICED = ("criterion", "masking", "regularizer", "solver")
 """Axes whose members say what they cost and when they are used."""
 PAPER = re.compile(r"((?:[A-Z][\w.'-]+ (?:& [A-Z][\w.'-]+ )?(?:et al\. )?)\d{4})[^().;\d]*\((arXiv:[\d.]+)\)")
 

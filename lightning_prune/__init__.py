@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from lightning_prune.core.granularities import Weight as Weight
     from lightning_prune.core.masking import Dormant as Dormant
     from lightning_prune.core.masking import StraightThrough as StraightThrough
+    from lightning_prune.core.regularizers import GroupDecay as GroupDecay
+    from lightning_prune.core.regularizers import GroupLasso as GroupLasso
     from lightning_prune.core.schedules import Alternating as Alternating
     from lightning_prune.core.schedules import Constant as Constant
     from lightning_prune.core.schedules import Cosine as Cosine
@@ -98,6 +100,7 @@ _HOMES = {
     "core.budgets": ("Budget",),
     "core.granularities": ("Block", "Channel", "Head", "Kernel", "Layer", "Slice", "Weight"),
     "core.masking": ("Dormant", "StraightThrough"),
+    "core.regularizers": ("GroupDecay", "GroupLasso"),
     "core.schedules": (
         "Alternating",
         "Constant",

@@ -26,6 +26,7 @@ from lightning_prune.core.checks import check_choice, check_count, did_you_mean
 from lightning_prune.core.criteria import check_can_calibrate, check_can_train
 from lightning_prune.core.masking import checked_masking
 from lightning_prune.core.recipe import checked_rounds, checked_shrink, checked_solver
+from lightning_prune.core.regularizers import checked_regularizer
 from lightning_prune.examples.settings import Loading, Optimization
 from lightning_prune.report.invocation import Invocation, invoked, redacted
 
@@ -320,6 +321,7 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
         check_can_train(values["criterion"])
         checked_shrink(values["shrink"], values["granularity"])
         checked_masking(values["masking"], values["granularity"])
+        checked_regularizer(values["regularizer"], values["granularity"])
     elif kind == "initial":
         check_can_calibrate(values["criterion"])
         checked_shrink(values["shrink"], values["granularity"], choices=("end", "never"))

@@ -34,6 +34,7 @@ AXES = {
     "budget": "lightning_prune.core.budgets",
     "solver": "lightning_prune.core.solvers",
     "masking": "lightning_prune.core.masking",
+    "regularizer": "lightning_prune.core.regularizers",
 }
 PRIMITIVES = (bool, int, float, str)
 FOR_TYPE_CHECKERS = {"Callable": Callable, "Tensor": Any}
@@ -94,6 +95,7 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
             "report": (bool, True),
             "shrink": (Any, None),
             "masking": (Any, None),
+            "regularizer": (Any, None),
         },
     ),
     "initial": (

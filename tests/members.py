@@ -10,7 +10,7 @@ from typing import Any
 import lightning_prune.core.criteria
 import lightning_prune.core.scopes
 import lightning_prune.core.solvers
-from lightning_prune.core import masking, schedules
+from lightning_prune.core import masking, regularizers, schedules
 from lightning_prune.core.granularities import tensors
 from lightning_prune.core.schedules import Constant, Linear
 
@@ -59,6 +59,7 @@ AXES = {
     "granularity": classes(tensors),
     "scope": classes(*submodules(lightning_prune.core.scopes)),
     "masking": classes(masking),
+    "regularizer": classes(regularizers),
     "solver": classes(*submodules(lightning_prune.core.solvers)),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+from torch.optim import Optimizer
 
 from lightning_prune.callbacks.soft_masking import SoftMasking
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
@@ -14,10 +15,22 @@ from lightning_prune.core.criteria import check_can_train
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe, checked_shrink
+from lightning_prune.core.regularizers import checked_regularizer
 from lightning_prune.core.schedules import Polynomial
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Couples, Criterion, Granularity, Masking, Schedule, Scope
+from lightning_prune.core.types import (
+    Couples,
+    Criterion,
+    Granularity,
+    Masking,
+    Regularizer,
+    Schedule,
+    Scope,
+)
 from lightning_prune.core.windows import Window
+from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.optimizer import parameter_ids
+from lightning_prune.model.regularizing import regularize_, scales_of
 
 DECAYED = 0.3  # of the peak learning rate: below it, a network hardly recovers from what is pruned
 
@@ -54,6 +67,7 @@ class TrainTimePruning(SoftMasking):
         budget: for coupled granularities, what the smaller model may cost, in place of `sparsity`.
         masking: what becomes of pruned weights until the window ends, for granularities of single tensors: None leaves
             them at zero; with `StraightThrough` or `Dormant` their values live on beside the model and may come back.
+        regularizer: for coupled granularities, a penalty that drives groups towards zero until the window ends.
 
     Raises:
         ValueError: a value out of its range, at once; what does not fit model or trainer, before the first step.
@@ -82,11 +96,13 @@ class TrainTimePruning(SoftMasking):
         shrink: str | None = None,
         budget: Budget | None = None,
         masking: Masking | None = None,
+        regularizer: Regularizer | None = None,
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
         super().__init__(recipe, masking=masking, schedule=schedule, window=window, report=report)
         check_can_train(criterion)
         self.shrink = checked_shrink(shrink, granularity)
+        self.regularizer = checked_regularizer(regularizer, granularity)
         self._peak_lr, self._is_to_shrink = 0.0, False
 
     @property
@@ -96,7 +112,8 @@ class TrainTimePruning(SoftMasking):
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
-        return {**super().describe(), **({"shrink": self.shrink} if self.shrink is not None else {})}
+        own = {"shrink": self.shrink, "regularizer": self.regularizer}
+        return super().describe() | {name: str(value) for name, value in own.items() if value is not None}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what would lose sparsity, or could not follow a model that becomes smaller.
@@ -112,6 +129,18 @@ class TrainTimePruning(SoftMasking):
         """Resolve the window, and go on from the learning rate that was seen."""
         self._peak_lr = self._before["peak_lr"] if self._before is not None else 0.0
         super().on_train_start(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Note gradients, and add to them what the regularizer asks for until the ramp is over."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        pruner, penalty = self.pruner, self.regularizer
+        if penalty is None or not isinstance(pruner, GroupPruner) or self._ramp.is_over:
+            return
+        scales = scales_of(pl_module)
+        ids = parameter_ids([optimizer])
+        regularize_(penalty, pruner.contest.groups, pruner.targets, scales, ids)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Take out what is masked, where the time has come."""

@@ -52,6 +52,19 @@ class Across(Protocol):
         ...
 
 
+class Regularizer(Protocol):
+    """A penalty on the norms of the indices of coupled groups."""
+
+    @property
+    def over(self) -> str:
+        """What counts: all "weights", or the "scales" of batch norms."""
+        ...
+
+    def __call__(self, *, norm: Tensor, count: Tensor) -> Tensor:
+        """Return the factor by which each index's weights are added to their gradient, (size,)."""
+        ...
+
+
 class LazyScores(Mapping[Name, "Tensor"]):
     """Scores that are computed when they are read, one parameter at a time, and not kept.
 
