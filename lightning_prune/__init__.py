@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from lightning_prune.core.windows import Window as Window
     from lightning_prune.model.acceleration import accelerate as accelerate
     from lightning_prune.model.acceleration import to_semi_structured as to_semi_structured
+    from lightning_prune.model.export.programs import export_onnx as export_onnx
+    from lightning_prune.model.export.programs import export_program as export_program
     from lightning_prune.model.export.weights import export_weights as export_weights
     from lightning_prune.model.export.weights import load_weights_ as load_weights_
     from lightning_prune.model.one_shot import prune as prune
@@ -121,6 +123,7 @@ _HOMES = {
     "core.solvers.surgery": ("LeastSquares", "SparseGPT"),
     "core.windows": ("Window",),
     "model.acceleration": ("accelerate", "to_semi_structured"),
+    "model.export.programs": ("export_onnx", "export_program"),
     "model.export.weights": ("export_weights", "load_weights_"),
     "model.one_shot": ("prune",),
     "model.record": ("ReplaysRecord", "load_pruned"),

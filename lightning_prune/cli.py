@@ -1,4 +1,4 @@
-"""What `train.py`, `eval.py` and `sensitivity.py` do with their configuration: check it, then run and report.
+"""What `train.py` and the other commands do with their configuration: check it, then run and report.
 
 The nouns of a recipe are built first, which checks their ranges without torch: a mistake is answered at once.
 """
@@ -22,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.config import PRUNING
-from lightning_prune.core.checks import check_choice, check_count, did_you_mean
+from lightning_prune.core.checks import check_choice, check_count, check_positive, did_you_mean
 from lightning_prune.core.criteria import check_can_calibrate, check_can_train
 from lightning_prune.core.masking import checked_masking
 from lightning_prune.core.recipe import checked_rounds, checked_shrink, checked_solver
 from lightning_prune.core.regularizers import checked_regularizer
 from lightning_prune.examples.settings import Loading, Optimization
+from lightning_prune.model.export.formats import FORMATS, check_installed, checked_filename
 from lightning_prune.report.invocation import Invocation, invoked, redacted
 
 if TYPE_CHECKING:
@@ -179,6 +180,39 @@ def analyse(cfg: DictConfig) -> Metrics:
         raise SettingsError(str(error)) from error
 
 
+def export(cfg: DictConfig) -> Metrics:
+    """Write a checkpoint's model into a file that other programs read.
+
+    Args:
+        cfg: as composed from `conf/export.yaml`.
+
+    Returns:
+        The size of the file, and where it holds a program, how far its outputs differ.
+
+    Raises:
+        ValueError: settings that are no good, a checkpoint of another model, or a file that computes something else.
+    """
+    check(cfg)
+    settings = _checked_export(cfg)
+    import lightning as L
+    import torch
+
+    from lightning_prune import shipping
+
+    _silence()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
+    _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        found = shipping.ship(model, datamodule, folder, **settings)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    sys.stdout.write(f"run folder: {folder}\n")
+    difference = {} if found.error is None else {"error": found.error}
+    return {"num_bytes": float(found.num_bytes), **difference}
+
+
 def check(cfg: DictConfig) -> None:
     """Refuse what can be refused without torch.
 
@@ -188,7 +222,7 @@ def check(cfg: DictConfig) -> None:
     try:
         check_count("seed", cfg.seed, minimum=0)
         for name, minimum in TRAINER_COUNTS.items():
-            if (value := cfg.trainer.get(name)) is not None:
+            if (value := (cfg.get("trainer") or {}).get(name)) is not None:
                 check_count(f"trainer.{name}", value, minimum)
         for group, settings in (("data", Loading), ("model", Optimization)):
             _check_example(cfg[group], settings)
@@ -334,6 +368,25 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
 def _built(node: Any) -> Any:
     """Return a setting as it is, or what it describes."""
     return instantiate(node) if OmegaConf.is_dict(node) and "_target_" in node else _plain(node)
+
+
+def _checked_export(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings of an export, checked without torch."""
+    try:
+        format = check_choice("format", cfg.format, FORMATS)
+        check_installed(format)
+        for name in ("dynamic_batch", "latency"):
+            if not isinstance(cfg[name], bool):
+                raise ValueError(f"`{name}` is true or false, but got {cfg[name]!r}.")
+        return {
+            "format": format,
+            "filename": checked_filename(cfg.filename, format),
+            "tolerance": check_positive("tolerance", cfg.tolerance),
+            "dynamic_batch": cfg.dynamic_batch,
+            "latency": cfg.latency,
+        }
+    except (ImportError, ValueError) as error:
+        raise SettingsError(str(error)) from error
 
 
 def _check_checkpoint(cfg: DictConfig) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_prune.core.checks import check_positive
 from lightning_prune.core.types import Name
-from lightning_prune.model.calls import Call, replaying, tensors_of
+from lightning_prune.model.calls import Call, call_of, replaying, tensors_of
 from lightning_prune.model.equivalence import largest_difference
 from lightning_prune.model.kernels import CSR, SECONDS, Kernel, first_sentence, is_faster, measure_kernels
 from lightning_prune.model.latency import measure_latencies
@@ -94,8 +94,7 @@ def _accelerate_(
     model: nn.Module, example: Any, kernel: Kernel, exclude: Sequence[str], tolerance: float, seconds: float
 ) -> Acceleration:
     check_positive("tolerance", tolerance)
-    args: Any = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
-    call = Call(model, args, dict(example) if isinstance(example, Mapping) else {})
+    call = call_of(model, example)
     found = measure_kernels(model, call, kernel, exclude=exclude, seconds=seconds)
     layers = {layer.name: model.get_submodule(layer.name) for layer in found.layers if layer.is_faster}
     if not layers:

@@ -53,6 +53,22 @@ class Call:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
 
+def call_of(model: nn.Module, example: Any) -> Call:
+    """Return the call of a model with an example.
+
+    Args:
+        model: any module.
+        example: its arguments: a tensor, a tuple of positional or a mapping of keyword arguments.
+
+    Example:
+        >>> call_of(nn.Linear(2, 3), torch.zeros(5, 2)).batch_size
+        5
+    """
+    if isinstance(example, Mapping):
+        return Call(model, (), dict(example))
+    return Call(model, example if isinstance(example, tuple) else (example,), {})
+
+
 class CallCatcher:
     """Where `capture_call` puts the call it has caught."""
 

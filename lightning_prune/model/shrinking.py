@@ -16,7 +16,7 @@ from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Scope
 from lightning_prune.graph import Plan
 from lightning_prune.model.calibration import calibrate
-from lightning_prune.model.calls import Call
+from lightning_prune.model.calls import Call, call_of
 from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
@@ -100,9 +100,7 @@ def shrink(
         {'0.weight': (32, 16)} Linear(in_features=16, out_features=2, bias=True)
     """
     recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
-    args: Any = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
-    call = Call(model, args, dict(example) if isinstance(example, Mapping) else {})
-    pruner = pruner_of(model, recipe, call)
+    pruner = pruner_of(model, recipe, call_of(model, example))
     assert not isinstance(pruner, Pruner)
     if batches is not None or not isinstance(granularity, Layer):  # blocks are judged by the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
