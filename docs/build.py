@@ -20,9 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
-import reference
-
 import lightning_prune
+import reference
 
 ELSEWHERE = {
     "benchmarks/README.md": "measured.md",

@@ -16,9 +16,8 @@ from tests.conftest import ROOT
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
-import reference  # noqa: E402
-
 import build  # noqa: E402
+import reference  # noqa: E402
 
 TESTED_ELSEWHERE = set[str]()
 """Guides whose commands and code have tests of their own."""
