@@ -20,6 +20,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "granularity": ("Granularities", "What goes as one piece."),
     "scope": ("Scopes", "Who competes with whom."),
     "masking": ("Masking", "What becomes of pruned weights while masks may still change."),
+    "regularizer": ("Regularizers", "What drives groups towards zero before they go."),
     "solver": ("Solvers", "How the weights that stay make up for those that go."),
     "window": ("Window", "When masks are updated."),
     "budget": ("Budget", "What a smaller model may cost, in place of a sparsity."),
