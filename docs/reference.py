@@ -53,8 +53,13 @@ def names_by_family() -> dict[str, list[str]]:
     """Return all public names, each in its family, as they are listed on the pages."""
     found: dict[str, list[str]] = {family: [] for family in FAMILIES}
     for name in lightning_prune.__all__:
-        found[family_of(name)].append(name)
+        found.setdefault(family_of(name), []).append(name)
     return found
+
+
+def heading_of(family: str) -> tuple[str, str]:
+    """Return a family's title and what it is; an axis that is new has the plainest ones until somebody writes them."""
+    return FAMILIES.get(family, (family.capitalize(), f"What `{family}=` may be."))
 
 
 def entry(name: str) -> str:
@@ -71,6 +76,6 @@ def pages() -> dict[str, str]:
     """Return the pages of the reference: file name -> Markdown."""
     found = {}
     for family, names in names_by_family().items():
-        title, line = FAMILIES[family]
+        title, line = heading_of(family)
         found[f"{family}.md"] = "\n\n".join([f"# {title}", line, *map(entry, names)]) + "\n"
     return found

@@ -55,6 +55,12 @@ def test_every_public_name_is_in_the_reference_once():
     assert sorted(listed) == lightning_prune.__all__
 
 
+def test_an_axis_that_nobody_has_written_about_has_a_page_all_the_same(monkeypatch):
+    monkeypatch.delitem(reference.FAMILIES, "scope")
+    page = reference.pages()["scope.md"]
+    assert page.startswith("# Scope\n") and ".. autoclass:: lightning_prune.Global" in page
+
+
 def test_a_public_name_without_a_docstring_stops_the_build(monkeypatch):
     monkeypatch.setattr(lightning_prune.Window, "__doc__", None)
     with pytest.raises(ValueError, match="Window is public, but has no docstring"):
