@@ -45,7 +45,7 @@ def family_of(name: str) -> str:
     for axis in config.AXES:
         if name in config.nouns(axis):
             return axis
-    is_callback = member.__module__.startswith("lightning_prune.callbacks.")
+    is_callback = inspect.isclass(member) and member.__module__.startswith("lightning_prune.callbacks.")
     return "callbacks" if is_callback else "functions"
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_prune.callbacks.initial import InitialPruning as InitialPruning
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
     from lightning_prune.callbacks.post_training import PostTrainingPruning as PostTrainingPruning
+    from lightning_prune.callbacks.preview import preview as preview
     from lightning_prune.callbacks.rewinding import WeightRewinding as WeightRewinding
     from lightning_prune.callbacks.selection import SparseEarlyStopping as SparseEarlyStopping
     from lightning_prune.callbacks.selection import SparseModelCheckpoint as SparseModelCheckpoint
@@ -91,6 +92,7 @@ _HOMES = {
     "callbacks.initial": ("InitialPruning",),
     "callbacks.monitor": ("SparsityMonitor",),
     "callbacks.post_training": ("PostTrainingPruning",),
+    "callbacks.preview": ("preview",),
     "callbacks.rewinding": ("WeightRewinding",),
     "callbacks.selection": ("SparseEarlyStopping", "SparseModelCheckpoint"),
     "callbacks.sparse_training": ("SparseTraining",),

@@ -11,14 +11,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.config import PRUNING
@@ -34,8 +34,10 @@ from lightning_prune.report.invocation import Invocation, invoked, redacted
 if TYPE_CHECKING:
     import lightning as L
 
+    from lightning_prune.report.preview import Preview
+
 Metrics: TypeAlias = dict[str, float]
-METRICS_FILE = "metrics.json"
+METRICS_FILE, PLAN_FILE = "metrics.json", "plan.json"
 NAMED_CHECKPOINTS = ("best", "last", "hpc")
 TRAINER_COUNTS = {"max_epochs": -1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
 """Whole numbers of the Trainer that it does not check itself, and their minimum."""
@@ -112,6 +114,52 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
     if trainer.is_global_zero:
         _write(metrics)
     return chosen(metrics, cfg.optimized_metric)
+
+
+def plan(cfg: DictConfig) -> bool:
+    """Tell what `train` would do with the same configuration, without training.
+
+    It is printed, and written into the run's folder as `plan.json`. The process ends with 1 where something stands
+    against the run.
+
+    Args:
+        cfg: as composed from `conf/plan.yaml`.
+
+    Returns:
+        True: nothing stands against it.
+
+    Raises:
+        ValueError: settings that are no good.
+        SystemExit: with code 1, the model or the trainer is in the way.
+    """
+    check(cfg)
+    import lightning as L
+    import torch
+
+    from lightning_prune.callbacks.base import PruningCallback
+    from lightning_prune.callbacks.preview import preview
+    from lightning_prune.report.preview import to_json
+
+    _silence()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
+    is_trained = not cfg.train
+    if is_trained:
+        _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
+    with open_dict(cfg):
+        cfg.logger = None
+    trainer = _trainer(cfg)
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [cb for cb in callbacks if isinstance(cb, PruningCallback)]
+    previews = [preview(cb, model, datamodule, trainer, is_trained=is_trained) for cb in found or (None,)]
+    if HydraConfig.initialized():
+        path = Path(HydraConfig.get().runtime.output_dir) / PLAN_FILE
+        path.write_text("".join(map(to_json, previews)), encoding="utf-8")
+    _show_plans(previews, as_json=cfg.json)
+    if any(p.troubles or (cfg.strict and p.risks) for p in previews):
+        sys.exit(1)
+    return True
 
 
 def evaluate(cfg: DictConfig) -> Metrics:
@@ -407,6 +455,19 @@ def _check_without_training(cfg: DictConfig, target: str | None) -> None:
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _show_plans(previews: Sequence[Preview], *, as_json: bool) -> None:
+    from lightning_prune.report.preview import page, to_json
+    from lightning_prune.report.render import page_to_rich
+
+    if as_json:
+        sys.stdout.write("".join(map(to_json, previews)))
+        return
+    from rich.console import Console
+
+    for found in previews:
+        Console().print(page_to_rich(page(found)))
 
 
 def _write(metrics: Metrics) -> None:

@@ -10,13 +10,11 @@ import lightning as L
 from torch import nn
 
 from lightning_prune.model.calls import Call
-from lightning_prune.model.depth_pruning import DepthPruner
-from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.kernels import measure_kernels
 from lightning_prune.model.pruning import Pruner
-from lightning_prune.model.shrinking import AnyPruner
-from lightning_prune.report.data import Cost, Evaluation, Group, Layer, Report, Update
+from lightning_prune.model.shrinking import AnyPruner, groups_of
+from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update
 from lightning_prune.report.environment import environment
 from lightning_prune.report.invocation import current
 
@@ -76,7 +74,7 @@ def build_report(
         load_command=_load_command(module, path),
         equivalence_error=max((e for p in pruners for e in _errors(p)), default=None),
         frozen={name: why for pruner in pruners for name, why in _frozen(pruner).items()},
-        groups=tuple(group for pruner in pruners for group in _groups(pruner)),
+        groups=tuple(group for pruner in pruners for group in groups_of(pruner)),
         model=type(module).__name__,
         command=invocation.command if invocation else None,
         config=invocation.config if invocation else None,
@@ -134,26 +132,6 @@ def _load_command(module: L.LightningModule, path: str | None) -> str | None:
         return "; ".join([*imports, f"model = {name}.load_from_checkpoint({path!r})"])
     imports.insert(0, "from lightning_prune import load_pruned")
     return "; ".join([*imports, f"model = load_pruned({name}, {path!r})"])
-
-
-def _groups(pruner: AnyPruner) -> list[Group]:
-    """What goes together: coupled indices, or blocks as wholes."""
-    if isinstance(pruner, DepthPruner):
-        role, gone = pruner.granularity.unit, set(pruner.skipped)
-        return [Group(path, role, 1, int(path not in gone)) for path in pruner.blocks]
-    if not isinstance(pruner, GroupPruner):
-        return []
-    counts, present = pruner.contest.counts(pruner.choice), pruner.couplings.groups
-    return [
-        Group(
-            name,
-            present[name].role if name in present else "channel",
-            size,
-            counts[name],
-            tuple(f"{m.tensor}[{m.dim}]" for m in present[name].members) if name in present else (),
-        )
-        for name, size in pruner.contest.sizes.items()
-    ]
 
 
 def _errors(pruner: AnyPruner) -> list[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 
@@ -41,3 +43,59 @@ def _is_sized(trainer: L.Trainer) -> bool:
 
 def _steps_several_optimizers(trainer: L.Trainer) -> bool:
     return not trainer.lightning_module.automatic_optimization and len(trainer.optimizers) > 1
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run will be.
+
+    Args:
+        num_steps: optimizer steps in all; infinite where nobody can tell.
+        steps_per_epoch: of one epoch; infinite where nobody can tell.
+        is_trial: whether it is a `fast_dev_run`, whose one step is the whole of a window.
+    """
+
+    num_steps: float
+    steps_per_epoch: float
+    is_trial: bool = False
+
+    def resolve(self, window: Window) -> StepWindow:
+        """Count a window in steps, as `resolve_window` will.
+
+        Raises:
+            ValueError: the window needs a length that is not known, or ends after the run.
+        """
+        return StepWindow(0, 1, 1) if self.is_trial else window.resolve(self.num_steps, self.steps_per_epoch)
+
+
+def length_of(trainer: L.Trainer, loader: Any) -> RunLength:
+    """Return how long a trainer's run on a loader will be, before it begins.
+
+    Args:
+        trainer: which has not been run; its limits, accumulation, epochs and processes count.
+        loader: of the training data; None where there is none.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return RunLength(1, 1, is_trial=True)
+    num_batches = _num_batches(trainer, loader)
+    per_epoch = (
+        math.ceil(num_batches / trainer.accumulate_grad_batches) if math.isfinite(num_batches) else math.inf
+    )
+    epochs = math.inf if trainer.max_epochs in (None, -1) else max(trainer.max_epochs, 1)
+    steps = per_epoch * epochs
+    return RunLength(min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps, per_epoch)
+
+
+def _num_batches(trainer: L.Trainer, loader: Any) -> float:
+    """Return how many batches of a loader each process sees in an epoch."""
+    try:
+        size = len(loader)
+    except TypeError:
+        size = None
+    overfit = trainer.overfit_batches  # type: ignore[attr-defined]
+    limit = overfit if overfit else trainer.limit_train_batches
+    if size is None:
+        return float(limit) if isinstance(limit, int) else math.inf
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        size = math.ceil(size / trainer.world_size)
+    return float(min(size, limit) if isinstance(limit, int) else int(size * limit))

@@ -22,7 +22,9 @@ from lightning_prune.report.data import Cost, Latency, LayerCost
 MAX_GZIP_BYTES = 256 * 2**20  # above it, compression takes longer than its number is worth (about 10 s)
 
 
-def measure(model: nn.Module, call: Call | None = None, *, latency: bool = True) -> Cost:
+def measure(
+    model: nn.Module, call: Call | None = None, *, latency: bool = True, compress: bool = True
+) -> Cost:
     """Measure what a model costs.
 
     The call is run in eval mode without gradients; training flags, buffers and random states are as before. What
@@ -32,6 +34,7 @@ def measure(model: nn.Module, call: Call | None = None, *, latency: bool = True)
         model: any module.
         call: an example call of it or of a part of it (`capture_call`); without one there are no MACs and no latency.
         latency: whether to measure it, which takes a second and more.
+        compress: whether to measure the file after gzip, which takes seconds for millions of weights.
 
     Returns:
         The cost. MACs count zeros too, as dense kernels do; effective MACs multiply those of each weight by its
@@ -43,7 +46,7 @@ def measure(model: nn.Module, call: Call | None = None, *, latency: bool = True)
         >>> cost.params, cost.macs, cost.batch_size
         (12, 24, 2)
     """
-    cost = _with_sizes(_with_bytes(Cost(params=0), model), model)
+    cost = _with_sizes(_with_bytes(Cost(params=0), model, compress), model)
     if call is None:
         return _without(cost, "no call of the model was seen", "macs", "effective_macs", "latency")
     cost = _with_macs(replace(cost, batch_size=call.batch_size), model, call)
@@ -113,15 +116,17 @@ def _with_latency(cost: Cost, model: nn.Module, call: Call) -> Cost:
     return _with(cost, latency=latency)
 
 
-def _with_bytes(cost: Cost, model: nn.Module) -> Cost:
+def _with_bytes(cost: Cost, model: nn.Module, compress: bool) -> Cost:
     try:
         state = model.state_dict()
         size = sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, Tensor))
-        sink = _Sink(compress=size <= MAX_GZIP_BYTES)
+        sink = _Sink(compress=compress and size <= MAX_GZIP_BYTES)
         torch.save(state, sink)  # type: ignore[arg-type]
     except Exception as error:
         return _without(cost, _reason(error), "num_bytes", "gzip_bytes")
     cost = replace(cost, num_bytes=sink.num_bytes, gzip_bytes=sink.finish())
+    if not compress:
+        return _without(cost, "not asked for", "gzip_bytes")
     if cost.gzip_bytes is None:
         return _without(cost, f"skipped above {MAX_GZIP_BYTES // 2**20} MiB", "gzip_bytes")
     return cost

@@ -21,6 +21,7 @@ from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.targets import Pattern
+from lightning_prune.report.data import Group
 
 AnyPruner: TypeAlias = Pruner | GroupPruner | DepthPruner
 
@@ -44,6 +45,26 @@ def pruner_of(
     assert call is not None
     kind = DepthPruner if isinstance(recipe.granularity, Layer) else GroupPruner
     return kind(model, recipe, call, trained)
+
+
+def groups_of(pruner: AnyPruner | None) -> tuple[Group, ...]:
+    """Return what goes together: coupled indices, or blocks as wholes."""
+    if isinstance(pruner, DepthPruner):
+        role, gone = pruner.granularity.unit, set(pruner.skipped)
+        return tuple(Group(path, role, 1, int(path not in gone)) for path in pruner.blocks)
+    if not isinstance(pruner, GroupPruner):
+        return ()
+    counts, present = pruner.contest.counts(pruner.choice), pruner.couplings.groups
+    return tuple(
+        Group(
+            name,
+            present[name].role if name in present else "channel",
+            size,
+            counts[name],
+            tuple(f"{m.tensor}[{m.dim}]" for m in present[name].members) if name in present else (),
+        )
+        for name, size in pruner.contest.sizes.items()
+    )
 
 
 def shrink(

@@ -124,11 +124,64 @@ def _is_candidate(module: nn.Module, key: str, parameter: Tensor) -> bool:
 
 def _check_matches(argument: str, patterns: Sequence[Pattern], candidates: Mapping[Name, _Candidate]) -> None:
     for pattern in patterns:
-        if any(c.matches(pattern) for c in candidates.values()):
-            continue
-        if isinstance(pattern, str):
-            check_match(argument, pattern, candidates)
-        known = sorted({type(owner).__name__ for c in candidates.values() for owner in c.owners})
-        raise ValueError(
-            f"`{argument}` has a type that no weight belongs to: {pattern!r}. The types are {listed(known)}."
-        )
+        _check_pattern(argument, pattern, candidates)
+
+
+def _check_pattern(argument: str, pattern: Pattern, candidates: Mapping[Name, _Candidate]) -> None:
+    if any(c.matches(pattern) for c in candidates.values()):
+        return
+    if isinstance(pattern, str):
+        check_match(argument, pattern, candidates)
+    known = sorted({type(owner).__name__ for c in candidates.values() for owner in c.owners})
+    raise ValueError(
+        f"`{argument}` has a type that no weight belongs to: {pattern!r}. The types are {listed(known)}."
+    )
+
+
+def unmatched(model: nn.Module, patterns: Mapping[str, Sequence[Pattern]]) -> list[str]:
+    """Return what is to be said of each pattern that matches no weight: all of them, not the first one only.
+
+    Args:
+        model: any module.
+        patterns: argument ("include", "exclude") -> its patterns or module types.
+
+    Example:
+        >>> unmatched(nn.Linear(2, 3), {"exclude": ["wieght"]})
+        ["`exclude` has a pattern that matches no weight: 'wieght'. Did you mean weight? The candidates are weight."]
+    """
+    candidates, found = _candidates(model), []
+    for argument, pattern in ((name, entry) for name, entries in patterns.items() for entry in entries):
+        try:
+            _check_pattern(argument, pattern, candidates)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def reasons_left_out(
+    model: nn.Module,
+    *,
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] = (),
+    trained: Container[int] | None = None,
+) -> dict[Name, str]:
+    """Return why each weight of at least two dims is no target, by the arguments of `select_targets`.
+
+    Example:
+        >>> reasons_left_out(nn.Sequential(nn.Embedding(9, 3), nn.Linear(3, 2)), exclude=["1"])
+        {'0.weight': 'Embedding is pruned only where `include` names it', '1.weight': "`exclude` names it: '1'"}
+    """
+    reasons: dict[Name, str] = {}
+    for name, candidate in _candidates(model).items():
+        excluding = [pattern for pattern in exclude if candidate.matches(pattern)]
+        if excluding:
+            reasons[name] = f"`exclude` names it: {excluding[0]!r}"
+        elif include is not None:
+            if not any(candidate.matches(pattern) for pattern in include):
+                reasons[name] = "`include` does not name it"
+        elif not candidate.is_default:
+            kinds = dict.fromkeys(type(owner).__name__ for owner in candidate.owners)
+            reasons[name] = f"{', '.join(kinds)} is pruned only where `include` names it"
+        elif trained is not None and id(candidate.parameter) not in trained:
+            reasons[name] = "it is frozen"
+    return reasons

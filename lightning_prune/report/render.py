@@ -24,11 +24,15 @@ PAGE_NAME = "report.html"
 
 def to_rich(report: Report) -> Group:
     """Return the report for the terminal, what matters most last: `rich.print(to_rich(report))`."""
+    return page_to_rich(rows.page(report))
+
+
+def page_to_rich(page: rows.Page) -> Group:
+    """Return a page for the terminal, its tables from the last to the first."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
-    page = rows.page(report)
     panel = Panel(_grid(page.facts), title=Text(page.title, style="bold"), title_align="left", padding=(1, 2))
     warnings = _grid([("!", text) for text in page.warnings], "yellow")
     notes = _grid([("*", text) for text in page.notes], "dim")

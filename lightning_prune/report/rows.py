@@ -79,7 +79,7 @@ def page(report: Report, *, limit: bool = True) -> Page:
     before, after = report.cost_before, report.cost_after
     few, many = (MAX_UPDATES, MAX_LAYERS) if limit else (sys.maxsize, sys.maxsize)
     tables = [
-        _costs(before, after),
+        costs(before, after),
         _metrics(report),
         _layers(report.layers, many),
         kernels(report.acceleration, many),
@@ -130,7 +130,8 @@ def unit(report: Report) -> str:
     )
 
 
-def _costs(before: Cost | None, after: Cost | None) -> Table:
+def costs(before: Cost | None, after: Cost | None, names: tuple[str, str] = ("before", "after")) -> Table:
+    """Return what a model costs before and after; `names` are the columns of the two."""
     shown = [cost for cost in (before, after) if cost is not None]
     sizes = {cost.batch_size for cost in shown if cost.batch_size is not None}
     title = "Cost" if len(sizes) != 1 else f"Cost (calls of batch size {sizes.pop()})"
@@ -141,7 +142,7 @@ def _costs(before: Cost | None, after: Cost | None) -> Table:
         rows.append(("Quartiles, ms", *(_quartiles(c.latency if c else None) for c in (before, after)), ""))
     if any(cost.latency and cost.latency.surely_above_ms is not None for cost in shown):
         rows.append(("Median, 95 % sure", *(_surely(c.latency if c else None) for c in (before, after)), ""))
-    return Table(title, ("", "before", "after", "change"), tuple(rows))
+    return Table(title, ("", *names, "change"), tuple(rows))
 
 
 def _cost_row(name: str, before: Cost | None, after: Cost | None) -> tuple[str, ...]:
@@ -180,7 +181,7 @@ def _metrics(report: Report) -> Table:
 def _layers(layers: Sequence[Layer], limit: int) -> Table:
     columns: dict[str, Sequence[str]] = {
         "layer": [layer.name for layer in layers],
-        "shape": [_shape(layer.shape) for layer in layers],
+        "shape": [shape_text(layer.shape) for layer in layers],
         "nonzero": counts(*(layer.nonzeros for layer in layers)),
         "sparsity": [percent(layer.sparsity) for layer in layers],
     }
@@ -199,8 +200,8 @@ def all_layers(report: Report) -> Table:
     old = [dense.get(layer.name) for layer in report.layers]
     columns: dict[str, Sequence[str]] = {
         "layer": [layer.name for layer in report.layers],
-        "shape before": [_shape(cost.shape) if cost else UNKNOWN for cost in old],
-        "shape": [_shape(layer.shape) for layer in report.layers],
+        "shape before": [shape_text(cost.shape) if cost else UNKNOWN for cost in old],
+        "shape": [shape_text(layer.shape) for layer in report.layers],
         "weights before": counts(*(cost.params if cost else None for cost in old)),
         "weights": counts(*(layer.params for layer in report.layers)),
         "nonzero before": counts(*(cost.nonzeros if cost else None for cost in old)),
@@ -218,7 +219,8 @@ def all_layers(report: Report) -> Table:
     return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)))
 
 
-def _shape(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as text."""
     return " x ".join(map(str, shape))
 
 

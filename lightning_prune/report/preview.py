@@ -1,0 +1,226 @@
+"""What a run would do, as plain data: targets, groups, costs, times, troubles; and how it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning_prune.report import rows
+from lightning_prune.report.data import Cost, Group
+from lightning_prune.report.rows import MAX_LAYERS, MAX_UPDATES, Page, Table
+from lightning_prune.report.text import UNKNOWN, counts, elided, percent, size
+
+PREVIEW_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedUpdate:
+    """An update of the masks that will fall due.
+
+    Args:
+        step: optimizer steps done by then.
+        requested: sparsity of the targets that will be asked for, in [0, 1).
+        epoch: epochs done by then, where their length is known.
+    """
+
+    step: int
+    requested: float
+    epoch: float | None = None
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A weight now, and as the run is expected to leave it.
+
+    Args:
+        name: of the parameter.
+        is_target: whether it is pruned itself; others may lose inputs or outputs with it.
+        shape: now.
+        shape_after: in the end.
+        params: number of its entries now.
+        params_after: in the end.
+        nonzeros_after: number of its entries other than zero, in the end.
+        macs: multiply-accumulates of the example call now, where they can be counted.
+        macs_after: in the end; zeros count, as they do for dense kernels.
+        num_bytes: of its entries now.
+        num_bytes_after: in the end, zeros included.
+    """
+
+    name: str
+    is_target: bool
+    shape: tuple[int, ...]
+    shape_after: tuple[int, ...]
+    params: int
+    params_after: int
+    nonzeros_after: int | None
+    macs: int | None
+    macs_after: int | None
+    num_bytes: int
+    num_bytes_after: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a recipe would do to a model: `print(preview(...))`.
+
+    Args:
+        kind: when it prunes, as in a `Report`.
+        recipe: noun -> its text.
+        model: name of the module's class.
+        target_sparsity: what is asked for in the end; None where a budget decides and is out of reach.
+        targets: names of the weights that are pruned, or of the blocks that may go.
+        left_out: name of a weight -> why it is none of them.
+        layers: all weights of at least two dims, in the order of the model.
+        cost_before: of the model now.
+        cost_after: as expected in the end; None where it cannot be told.
+        groups: what goes together, and how many indices of it would be kept.
+        frozen: what cannot become smaller -> the reason.
+        updates: when the masks are updated, as far as the length of the run is known.
+        when: the same in words.
+        notes: how far the figures are exact.
+        risks: layers of which very little would be left.
+        troubles: why the run would be refused, or would not reach what it is asked for.
+        version: of this data model.
+    """
+
+    kind: str
+    recipe: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    target_sparsity: float | None = None
+    targets: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[PlannedLayer, ...] = ()
+    cost_before: Cost | None = None
+    cost_after: Cost | None = None
+    groups: tuple[Group, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    updates: tuple[PlannedUpdate, ...] = ()
+    when: str = ""
+    notes: tuple[str, ...] = ()
+    risks: tuple[str, ...] = ()
+    troubles: tuple[str, ...] = ()
+    version: int = PREVIEW_VERSION
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether nothing stands against the run."""
+        return not self.troubles
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        from lightning_prune.report.render import page_to_rich
+
+        console = Console(file=StringIO(), width=110, color_system=None)
+        console.print(page_to_rich(page(self)))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        return "\n".join(line.rstrip() for line in str(text).strip().splitlines())
+
+
+def to_json(preview: Preview) -> str:
+    """Return a preview as JSON text.
+
+    Example:
+        >>> json.loads(to_json(Preview("none")))["troubles"]
+        []
+    """
+    return json.dumps({**dataclasses.asdict(preview), "is_fine": preview.is_fine}, indent=1) + "\n"
+
+
+def page(preview: Preview, *, limit: bool = True) -> Page:
+    """Return a preview as text in rows; `limit` leaves out the middle of long tables."""
+    few, many = (MAX_UPDATES, MAX_LAYERS) if limit else (sys.maxsize, sys.maxsize)
+    tables = [
+        _measured(rows.costs(preview.cost_before, preview.cost_after, ("now", "expected"))),
+        _layers(preview.layers, many),
+        _groups(preview.groups, many),
+        _by_reason("What stays whole", ("reason", "dims", "such as"), preview.frozen, few),
+        _by_reason("Weights that are left out", ("reason", "weights", "such as"), preview.left_out, few),
+        _updates(preview.updates, few),
+    ]
+    verdict = "nothing stands against it" if preview.is_fine else f"{len(preview.troubles)} in the way"
+    return Page(
+        title=f"lightning_prune: what would be {rows.DID[preview.kind]}"
+        if preview.kind != "none"
+        else "lightning_prune",
+        facts=(*_facts(preview), ("Verdict", verdict)),
+        tables=tuple(table for table in tables if table.rows),
+        warnings=(
+            *(f"TROUBLE: {text}" for text in preview.troubles),
+            *(f"Risk: {text}" for text in preview.risks),
+        ),
+        notes=preview.notes,
+    )
+
+
+def _facts(preview: Preview) -> list[tuple[str, str]]:
+    unit = "blocks" if preview.groups and preview.groups[0].role in ("block", "branch") else "weights"
+    facts = [("Model", preview.model)]
+    if preview.kind == "none":
+        return [*facts, ("Pruning", "none")]
+    facts.append(("Targets", f"{len(preview.targets):,} {unit}, {len(preview.left_out):,} left out"))
+    if preview.target_sparsity is not None:
+        facts.append(("Sparsity", f"{percent(preview.target_sparsity)} in the end"))
+    facts.append(("When", preview.when))
+    shown = ("sparsity", "include", "exclude")
+    facts += [(noun.capitalize(), text) for noun, text in preview.recipe.items() if noun not in shown]
+    for noun in ("include", "exclude"):
+        if preview.recipe.get(noun) not in ("None", "()", None):
+            facts.append((noun.capitalize(), preview.recipe[noun]))
+    return [(label, text) for label, text in facts if text not in ("None", "")]
+
+
+def _measured(table: Table) -> Table:
+    """Leave out what was not measured."""
+    return dataclasses.replace(table, rows=tuple(row for row in table.rows if set(row[1:3]) != {UNKNOWN}))
+
+
+def _layers(layers: Sequence[PlannedLayer], limit: int) -> Table:
+    is_smaller = any(layer.shape != layer.shape_after for layer in layers)
+    columns: dict[str, Sequence[str]] = {
+        "layer": [layer.name + ("" if layer.is_target else " (not a target)") for layer in layers],
+        "shape": [rows.shape_text(layer.shape) for layer in layers],
+    }
+    if is_smaller:
+        columns["expected"] = [rows.shape_text(layer.shape_after) for layer in layers]
+    else:
+        columns["nonzero"] = counts(*(layer.nonzeros_after for layer in layers))
+    columns["removed"] = [_removed(layer) for layer in layers]
+    if any(layer.macs is not None for layer in layers):
+        columns["MACs"] = counts(*(layer.macs_after for layer in layers))
+    columns["bytes"] = [size(layer.num_bytes_after) for layer in layers]
+    return Table(
+        "Layers, as expected", tuple(columns), elided(list(zip(*columns.values(), strict=True)), limit)
+    )
+
+
+def _removed(layer: PlannedLayer) -> str:
+    if layer.nonzeros_after is None or not layer.params:
+        return UNKNOWN
+    return percent(max(0.0, 1.0 - layer.nonzeros_after / layer.params))
+
+
+def _groups(groups: Sequence[Group], limit: int) -> Table:
+    found = [(g.name, g.role, f"{g.size:,}", f"{g.kept:,}", f"{len(g.places):,}") for g in groups]
+    return Table("Coupled groups", ("group", "kind", "now", "expected", "places"), elided(found, limit))
+
+
+def _by_reason(title: str, columns: tuple[str, ...], reasons: Mapping[str, str], limit: int) -> Table:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    found = [(why, f"{len(names):,}", names[0]) for why, names in by_reason.items()]
+    return Table(title, columns, elided(found, limit))
+
+
+def _updates(updates: Sequence[PlannedUpdate], limit: int) -> Table:
+    found = [
+        (f"{u.step:,}", UNKNOWN if u.epoch is None else f"{u.epoch:.2f}", percent(u.requested))
+        for u in updates
+    ]
+    return Table("Updates of the masks", ("step", "epochs done", "requested"), elided(found, limit))
