@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.core.criteria import required_statistics
+from lightning_prune.core.granularities import Weight
 from lightning_prune.core.masks import (
     PackedMask,
     check_mask,
@@ -25,6 +26,7 @@ from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Couples, LazyScores, Masks, Name
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.guarding import Guard
+from lightning_prune.model.orientation import Oriented, turned_in
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import select_targets
 
@@ -53,7 +55,9 @@ class Pruner(Masked):
         self.targets = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
         self.group_shapes = group_shapes(self.shapes, self.granularity)
-        self.final_sparsity = recipe.final_sparsity(self.group_shapes)
+        turned = turned_in(model, self.targets) if self.granularity == Weight() else frozenset()
+        self.scope = Oriented(recipe.scope, turned)
+        self.final_sparsity = recipe.final_sparsity(self.scope.shapes(self.group_shapes))
         self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
         self.masks: Masks = {}
         self.requested = 0.0
@@ -111,7 +115,7 @@ class Pruner(Masked):
             sizes = {name: math.prod(shape) for name, shape in self.group_shapes.items()}
             sparsity = self.guard.share(sizes, kept, sparsity)
         rest = LazyScores(shapes, scores.__getitem__)
-        granularity, scope = self.granularity, self.recipe.scope
+        granularity, scope = self.granularity, self.scope
         masks = compute_masks(rest, self.shapes, sparsity, granularity=granularity, scope=scope)
         return {name: masks[name] if name in masks else held[name] for name in scores}
 

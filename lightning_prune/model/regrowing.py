@@ -62,7 +62,7 @@ class RegrowingPruner(Pruner):
         self.apply_()
 
     def _pruned(self, scores: LazyScores, sparsity: float) -> dict[Name, Tensor]:
-        granularity, scope = self.granularity, self.recipe.scope
+        granularity, scope = self.granularity, self.scope
         return (
             compute_masks(scores, self.shapes, sparsity, granularity=granularity, scope=scope)
             if sparsity
@@ -90,8 +90,10 @@ class RegrowingPruner(Pruner):
     def _regrow_(self, fraction: float) -> None:
         drop, grow = self._scores(self.sparse.criterion), self._scores(self.sparse.grow)
         for name, mask in self.masks.items():
-            rows = [self._rows(tensor) for tensor in (mask, drop[name], grow[name])]
-            self.masks[name] = self._from_rows(regrow(rows[0], rows[1], rows[2], fraction), tuple(mask.shape))
+            seen = [self.scope.turn(name, tensor) for tensor in (mask, drop[name], grow[name])]
+            rows = [self._rows(tensor) for tensor in seen]
+            found = self._from_rows(regrow(rows[0], rows[1], rows[2], fraction), tuple(seen[0].shape))
+            self.masks[name] = self.scope.turn(name, found).contiguous()
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """Return a parameter as the rows that the scope divides it into, a single one where it does not."""

@@ -44,6 +44,9 @@ def short(code: str) -> str:
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for package in ("torchao", "transformers"):
+        if any(f"from {package}" in code for code in blocks(page)):
+            pytest.importorskip(package, reason="the extra `guides` is not installed")
     namespace: dict[str, object] = {"__name__": "page"}
     sys.modules["page"] = type(sys)("page")  # where dataclasses of the page look for their names
     with warnings.catch_warnings():
