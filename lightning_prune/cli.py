@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -30,18 +32,24 @@ from lightning_prune.core.regularizers import checked_regularizer
 from lightning_prune.examples.settings import Loading, Optimization
 from lightning_prune.model.export.formats import FORMATS, check_installed, checked_filename
 from lightning_prune.report.invocation import Invocation, invoked, redacted
+from lightning_prune.report.storage import write_text
+from lightning_prune.sweep.notes import METRICS_FILE, finished
+from lightning_prune.sweep.processes import as_a_run_of_its_own
 
 if TYPE_CHECKING:
     import lightning as L
 
+    from lightning_prune.report.data import Cost
     from lightning_prune.report.preview import Preview
 
 Metrics: TypeAlias = dict[str, float]
-METRICS_FILE, PLAN_FILE = "metrics.json", "plan.json"
+PLAN_FILE = "plan.json"
 NAMED_CHECKPOINTS = ("best", "last", "hpc")
 TRAINER_COUNTS = {"max_epochs": -1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
 """Whole numbers of the Trainer that it does not check itself, and their minimum."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
+OURS = ("joblib", "submitit_local", "submitit_slurm", "optuna")
+SIZES_OF_COST = ("params", "nonzeros", "macs", "effective_macs", "num_bytes", "gzip_bytes")
 
 
 class SettingsError(CompactHydraException, ValueError):
@@ -54,6 +62,7 @@ def run(main: Callable[[], object]) -> None:
     Args:
         main: decorated with `hydra.main`.
     """
+    _let_the_folder_decide()
     if FULL_ERROR in os.environ:
         main()
         return
@@ -63,6 +72,8 @@ def run(main: Callable[[], object]) -> None:
     except CompactHydraException as error:
         sys.stderr.write(f"{explained(error)}\n")
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         del os.environ[FULL_ERROR]
 
@@ -96,6 +107,14 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
         ValueError: settings that are no good.
     """
     check(cfg)
+    if cfg.resume and (known := _known_metrics()):
+        _show(known, "metrics, as they are known already")
+        return chosen(known, cfg.optimized_metric)
+    with as_a_run_of_its_own():
+        return chosen(_train(cfg), cfg.optimized_metric)
+
+
+def _train(cfg: DictConfig) -> Metrics:
     import lightning as L
 
     _silence()
@@ -104,7 +123,10 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
     trainer = _trainer(cfg)
     with invoked(invocation_of(cfg)):
         if cfg.train:
-            trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+            last = _last_checkpoint(cfg)
+            if last is not None:
+                _let_it_end(trainer)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=last or cfg.ckpt_path, weights_only=True)
         else:
             _pruning_callback(trainer).run(trainer, model, datamodule, cfg.ckpt_path)
     metrics = as_numbers(trainer.callback_metrics) | _reported(trainer) | _levels(trainer)
@@ -113,7 +135,7 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
         metrics |= as_numbers(trainer.callback_metrics)
     if trainer.is_global_zero:
         _write(metrics)
-    return chosen(metrics, cfg.optimized_metric)
+    return metrics
 
 
 def plan(cfg: DictConfig) -> bool:
@@ -310,6 +332,18 @@ def invocation_of(cfg: DictConfig) -> Invocation:
     return Invocation(("python", sys.argv[0]), tuple(overrides), config)
 
 
+def _let_the_folder_decide() -> None:
+    """Let `conf/hydra` say what joblib, submitit and optuna mean here, not the plugins of the same names.
+
+    Hydra would take the plugins' settings as the schema of ours.
+    """
+    Plugins.instance()  # they have registered theirs when it is there
+    for group in ("launcher", "sweeper"):
+        registered = ConfigStore.instance().repo.get("hydra", {}).get(group, {})
+        for name in OURS:
+            registered.pop(f"{name}.yaml", None)
+
+
 def as_numbers(metrics: Mapping[str, Any]) -> Metrics:
     """Return logged scalars as plain numbers."""
     return {name: float(value) for name, value in metrics.items()}
@@ -353,6 +387,33 @@ def _instantiate_all(group: DictConfig | None) -> list[Any]:
     return [instantiate(node) for node in (group or {}).values() if node and "_target_" in node]
 
 
+def _known_metrics() -> Metrics | None:
+    """What the run folder holds of a run that has ended."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    try:
+        return finished(Path(hydra.runtime.output_dir), list(hydra.overrides.task))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _last_checkpoint(cfg: DictConfig) -> str | None:
+    """Where a run that is to go on has got to, if it has got anywhere."""
+    checkpoint = cfg.get("callbacks", {}).get("checkpoint") or {}
+    path = Path(checkpoint.get("dirpath") or "") / f"{checkpoint.get('filename') or 'last'}.ckpt"
+    return str(path) if cfg.resume and path.is_file() else None
+
+
+def _let_it_end(trainer: L.Trainer) -> None:
+    """Let a run that was stopped after its last epoch do what is left: prune, take out, report.
+
+    Lightning's loop is skipped as a whole where no epoch is left to be trained, the hooks at its end with it.
+    """
+    loop = type(trainer.fit_loop)
+    trainer.fit_loop.__class__ = type(loop.__name__, (loop,), {"skip": property(lambda loop: False)})
+
+
 def _pruning_callback(trainer: L.Trainer) -> Any:
     from lightning_prune import PostTrainingPruning
 
@@ -367,10 +428,22 @@ def _reported(trainer: L.Trainer) -> Metrics:
     report = monitors[0].report if monitors else None
     if report is None:
         return {}
-    cost = report.cost_after
-    sizes = {"params": cost.params, "nonzeros": cost.nonzeros} if cost else {}
-    known = {"sparsity": report.achieved_sparsity or 0.0, **sizes, **report.metrics_after}
+    known = {"sparsity": report.achieved_sparsity or 0.0, **_sizes(report.cost_after), **report.metrics_after}
+    known |= {f"dense/{name}": value for name, value in _sizes(report.cost_before).items()}
+    if report.kind == "post_training":  # elsewhere the dense model was still in training
+        known |= {f"dense/{name}": value for name, value in report.metrics_before.items()}
     return {name: float(value) for name, value in known.items() if value is not None}
+
+
+def _sizes(cost: Cost | None) -> dict[str, float | None]:
+    """What a model costs, as far as it was measured; of its latency the median and the quartiles."""
+    if cost is None:
+        return {}
+    sizes = {name: getattr(cost, name) for name in SIZES_OF_COST}
+    if (latency := cost.latency) is not None:
+        sizes |= {"latency_ms": latency.median_ms}
+        sizes |= {"latency_low_ms": latency.low_ms, "latency_high_ms": latency.high_ms}
+    return sizes
 
 
 def _levels(trainer: L.Trainer) -> Metrics:
@@ -475,7 +548,7 @@ def _write(metrics: Metrics) -> None:
     _show(metrics, "metrics")
     if HydraConfig.initialized():
         folder = Path(HydraConfig.get().runtime.output_dir)
-        (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
         sys.stdout.write(f"run folder: {folder}\n")
 
 

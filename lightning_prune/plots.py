@@ -42,7 +42,7 @@ def plot_schedule(
         >>> len(figure.axes[0].lines[1].get_xdata())  # one point for each update
         8
     """
-    figure = _new_figure()
+    figure = new_figure()
     axes = figure.subplots()
     steps, scale, label = _resolved(window)
     edges = [steps.start, steps.end]
@@ -63,7 +63,7 @@ def plot_schedule(
         ylim=(-0.04, 1.04),
     )
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
     return figure
 
 
@@ -85,7 +85,7 @@ def plot_sensitivity(
         >>> [line.get_label() for line in figure.axes[0].lines]
         ['dense', 'a', 'b']
     """
-    figure = _new_figure(height=max(3.6, 0.9 + 0.16 * len(curves)))
+    figure = new_figure(height=max(3.6, 0.9 + 0.16 * len(curves)))
     axes = figure.subplots()
     dense = next((curve[0.0] for curve in curves.values() if 0.0 in curve), None)
     if dense is not None:
@@ -97,24 +97,30 @@ def plot_sensitivity(
     axes.set(xlabel="sparsity of the layer", ylabel=metric)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
     return figure
 
 
-def _save(figure: Figure, path: str | Path | None) -> None:
+def save(figure: Figure, path: str | Path | None) -> None:
+    """Save a picture, if it is to be; the folder is created."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
-def _new_figure(height: float = 3.6) -> Figure:
+def new_figure(height: float = 3.6, width: float = 6.0) -> Figure:
+    """Return a figure that belongs to no window, its sides in inches.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             'plots need matplotlib, which is missing: pip install "lightning-prune[plots]".'
         ) from error
-    return Figure(figsize=(6.0, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _resolved(window: Window | StepWindow | None) -> tuple[StepWindow, float, str]:

@@ -9,6 +9,7 @@ import lightning as L
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.evaluation import calibration_batches
 from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.ramp import Ramp
@@ -168,6 +169,10 @@ class InTraining(PruningCallback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mask what averaging callbacks have put into the module, and say so where the target was not reached."""
+        if self.pruner is None:  # a run that goes on where no batch was left
+            (batch,) = calibration_batches(trainer, trainer.train_dataloader, 1)
+            self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
+            self._go_on()
         self._update_if_due()
         self._pruner.apply_()
         self._mask_averages_(trainer)

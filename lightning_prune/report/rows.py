@@ -51,11 +51,12 @@ EFFECTIVE = (
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text: the first column names, the others hold numbers."""
+    """A table of text: the first column names, the others hold numbers. A page may sort it by any of them."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    is_sortable: bool = False
 
 
 @dataclass(frozen=True)

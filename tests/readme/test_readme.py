@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prune import sweep
+from lightning_prune.sweep.__main__ import main
 from tests.conftest import DATA, ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +59,16 @@ def shortened(command: str) -> list[str]:
     ]
 
 
+def run_apart(command: str, folder: Path, env: dict[str, str]) -> None:
+    """A sweep whose jobs have processes of their own."""
+    words = [sys.executable, *shortened(command)]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (wanted,) = re.findall(r"hydra.sweep.dir=(\S+)", command)
+    assert f"also: {wanted}/sweep.html" in done.stdout
+    assert "recommended: " in done.stdout
+
+
 def test_there_are_commands_and_examples():
     assert len(commands()) >= 8
     assert len(blocks("python")) >= 4
@@ -66,7 +76,7 @@ def test_there_are_commands_and_examples():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
-def test_every_command_runs(command, folder, monkeypatch, capsys):
+def test_every_command_runs(command, folder, monkeypatch, capsys, subprocess_env):
     if any(name in command for name in NEEDS_DATA) and not (DATA / "mnist.npz").is_file():
         pytest.skip("no data folder: set LIGHTNING_PRUNE_DATA")
     monkeypatch.chdir(folder)
@@ -74,8 +84,11 @@ def test_every_command_runs(command, folder, monkeypatch, capsys):
     if "export.py" in command:
         pytest.importorskip("onnxscript", reason="an environment from before `export`: install it anew")
     if command.startswith("python -m lightning_prune.sweep "):
-        sweep.main(command.split()[3:])
-        assert "all columns: outputs/sweep/results.csv" in capsys.readouterr().out
+        main(command.split()[3:])
+        assert f"all columns: {command.split()[3]}/sweep.csv" in capsys.readouterr().out
+        return
+    if " hydra/launcher=" in command:
+        run_apart(command, folder, subprocess_env)
         return
     monkeypatch.setattr(sys, "argv", shortened(command))
     with warnings.catch_warnings():

@@ -89,7 +89,9 @@ def _anchor(section: Section) -> str:
 def _parts(found: Sequence[Part]) -> str:
     """Write parts one below the other, charts that follow each other side by side where there is room."""
     blocks = []
-    for are_charts, group in groupby(found, lambda part: isinstance(part, (parts.Lines, parts.Bars))):
+    for are_charts, group in groupby(
+        found, lambda part: isinstance(part, (parts.Lines, parts.Bars, parts.Scatter))
+    ):
         content = "\n".join(_WRITERS[type(part)](part) for part in group)
         blocks.append(f'<div class="charts">\n{content}\n</div>' if are_charts else content)
     return "\n".join(blocks)
@@ -132,9 +134,11 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col"{_class(is_long)}>{escape(column)}</th>' for column, is_long in names)
     rows = "".join(_row(row, are_long) for row in table.rows)
     caption = f"<caption>{escape(table.title)}</caption>" if table.title else ""
+    kind = ' class="sortable"' if table.is_sortable else ""
     # a table that is wider than a phone scrolls by itself: the page does not
+    label = escape(table.title or "table")
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(table.title or "table")}"><table>{caption}'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{label}"><table{kind}>{caption}'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -151,10 +155,10 @@ def _class(is_long: bool) -> str:
     return ' class="long"' if is_long else ""
 
 
-def _chart(part: parts.Lines | parts.Bars) -> str:
-    kind = "lines" if isinstance(part, parts.Lines) else "bars"
+def _chart(part: parts.Lines | parts.Bars | parts.Scatter) -> str:
+    kind = type(part).__name__.lower()
     data = _embedded({"kind": kind, **asdict(part)})
-    height = "" if kind == "lines" else f' style="height: {_height(part)}px"'  # type: ignore[arg-type]
+    height = f' style="height: {_height(part)}px"' if isinstance(part, parts.Bars) else ""
     return (
         f'<figure class="chart"><figcaption>{escape(part.title)}</figcaption><div class="menu"></div>'
         f'<div class="frame"><div class="canvas {kind}"{height}>'
@@ -192,5 +196,6 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     parts.Fold: _fold,
     parts.Lines: _chart,
     parts.Bars: _chart,
+    parts.Scatter: _chart,
     Table: _table,
 }

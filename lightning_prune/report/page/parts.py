@@ -72,6 +72,49 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A point of a scatter plot: where it lies, the lines that tell of it, and how far its values are spread."""
+
+    x: float
+    y: float
+    text: tuple[str, ...]
+    x_spread: float = 0.0
+    y_spread: float = 0.0
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Points of one kind. `look` is "plain", "joined" (by a line, in their order) or "star" (above all others)."""
+
+    name: str
+    spots: tuple[Spot, ...]
+    look: str = "plain"
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A scatter plot.
+
+    Args:
+        title: above it.
+        x: label of the x-axis.
+        y: label of the y-axis.
+        kinds: of points, drawn one above the other.
+        is_log: whether the x-axis is logarithmic.
+        level: a value of y at which a dotted line runs across.
+        level_name: what that line is.
+    """
+
+    title: str
+    x: str
+    y: str
+    kinds: tuple[Spots, ...]
+    is_log: bool = False
+    level: float | None = None
+    level_name: str = ""
+
+
+@dataclass(frozen=True)
 class Tile:
     """A figure that matters: its name, the value, and what it is compared with. `tone` is "", "good" or "same"."""
 
@@ -119,7 +162,7 @@ class Fold:
     parts: tuple[Part, ...]
 
 
-Part: TypeAlias = "Lines | Bars | Tiles | Facts | Items | Code | Fold | Table"
+Part: TypeAlias = "Lines | Bars | Scatter | Tiles | Facts | Items | Code | Fold | Table"
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,114 @@
     };
   }
 
+  const spread = {
+    id: "spread",
+    beforeDatasetsDraw(chart) {
+      const { ctx, chartArea, scales: { x, y } } = chart;
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(chartArea.left, chartArea.top, chartArea.width, chartArea.height);
+      ctx.clip();
+      const line = (x0, y0, x1, y1) => { ctx.beginPath(); ctx.moveTo(x0, y0); ctx.lineTo(x1, y1); ctx.stroke(); };
+      const level = chart.options.level;
+      if (level !== null) {
+        ctx.strokeStyle = colour("muted");
+        ctx.setLineDash([2, 4]);
+        line(chartArea.left, y.getPixelForValue(level), chartArea.right, y.getPixelForValue(level));
+        ctx.setLineDash([]);
+      }
+      chart.data.datasets.forEach((dataset, index) => {
+        if (!chart.isDatasetVisible(index)) return;
+        ctx.strokeStyle = `${dataset.borderColor}99`;
+        dataset.data.forEach((spot) => {
+          const [cx, cy] = [x.getPixelForValue(spot.x), y.getPixelForValue(spot.y)];
+          const low = chart.options.is_log ? Math.max(spot.x - spot.x_spread, spot.x / 100) : spot.x - spot.x_spread;
+          if (spot.x_spread) line(x.getPixelForValue(low), cy, x.getPixelForValue(spot.x + spot.x_spread), cy);
+          if (spot.y_spread) {
+            line(cx, y.getPixelForValue(spot.y - spot.y_spread), cx, y.getPixelForValue(spot.y + spot.y_spread));
+          }
+        });
+      });
+      ctx.restore();
+    },
+  };
+
+  function scatter(data) {
+    const looks = {
+      plain: { borderColor: colour("muted"), pointRadius: 4 },
+      joined: { borderColor: series(0), pointRadius: 5, showLine: true, borderWidth: 2 },
+      star: { borderColor: series(1), pointRadius: 11, pointHoverRadius: 13, pointStyle: "star", borderWidth: 3 },
+    };
+    const datasets = data.kinds.filter((kind) => kind.spots.length).map((kind) => ({
+      label: kind.name,
+      data: kind.spots,
+      ...looks[kind.look],
+      backgroundColor: looks[kind.look].borderColor,
+      pointHitRadius: 12,
+      order: -Object.keys(looks).indexOf(kind.look),
+    }));
+    const options = common({ tooltip: { callbacks: { label: (item) => item.raw.text } } });
+    options.plugins.legend.labels.usePointStyle = true;
+    options.plugins.legend.labels.boxHeight = 8;
+    const all = data.kinds.flatMap((kind) => kind.spots);
+    const ys = all.flatMap((spot) => [spot.y - spot.y_spread, spot.y + spot.y_spread]);
+    if (data.level !== null) ys.push(data.level);
+    const room = 0.06 * (Math.max(...ys) - Math.min(...ys)) || 0.05;
+    const xs = all.map((spot) => spot.x);
+    const wide = data.is_log ? { type: "logarithmic", min: Math.min(...xs) / 1.2, max: Math.max(...xs) * 1.2 }
+      : { type: "linear", grace: "8%" };
+    const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+    const isRound = (value) => [1, 2, 5].includes(+(value / 10 ** Math.floor(Math.log10(value))).toPrecision(3));
+    const ticks = { color: colour("muted"), maxRotation: 0,
+                    callback: (value) => {
+                      if (data.is_log && !isRound(value)) return null;
+                      return Math.abs(value) < 1000 ? number(value) : short.format(value);
+                    } };
+    return {
+      type: "scatter",
+      data: { datasets },
+      options: {
+        ...options,
+        level: data.level,
+        is_log: data.is_log,
+        interaction: { mode: "nearest", intersect: true },
+        scales: {
+          x: axis(data.x, null, { ...wide, ticks }),
+          y: axis(data.y, number, { min: Math.min(...ys) - room, max: Math.max(...ys) + room,
+                                    ticks: { color: colour("muted"), callback: number, includeBounds: false } }),
+        },
+      },
+      plugins: [spread],
+    };
+  }
+
+  const value = (text) => (text === "" ? NaN : Number(text.replaceAll(",", "").split(" ")[0]));
+
+  function align(table) {
+    [...table.tHead.rows[0].cells].forEach((head, index) => {
+      const cells = [...table.tBodies[0].rows].map((row) => row.cells[index]);
+      if (cells.every((cell) => Number.isNaN(value(cell.textContent.trim())))) {
+        [head, ...cells].forEach((cell) => cell.classList.add("text"));
+      }
+    });
+  }
+
+  function sort(head) {
+    const table = head.closest("table");
+    const body = table.tBodies[0];
+    const descends = head.getAttribute("aria-sort") !== "descending";
+    const key = (row) => row.cells[head.cellIndex].textContent.replace("★", "").trim();
+    const order = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;  // what is no number comes last
+      const difference = Number.isNaN(x) ? a.localeCompare(b) : x - y;
+      return descends ? -difference : difference;
+    };
+    body.append(...[...body.rows].sort((a, b) => order(key(a), key(b))));
+    table.querySelectorAll("th[aria-sort]").forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", descends ? "descending" : "ascending");
+  }
+
   function menu(figure, data, draw) {
     const select = document.createElement("select");
     select.setAttribute("aria-label", `${data.title}: which line`);
@@ -131,7 +239,8 @@
     const draw = (index = chosen) => {
       chosen = index;
       if (chart) chart.destroy();
-      const config = data.kind === "lines" ? lines(data, chosen) : bars(data, canvas.parentElement.clientWidth);
+      const kinds = { lines, scatter, bars: () => bars(data, canvas.parentElement.clientWidth) };
+      const config = kinds[data.kind](data, chosen);
       chart = new Chart(canvas, config);
     };
     if (data.choose && data.lines.length > 1) menu(figure, data, draw);
@@ -154,6 +263,12 @@
   }
 
   document.querySelectorAll("figure.chart").forEach(start);
+  document.querySelectorAll("table.sortable").forEach(align);
+  document.querySelectorAll("table.sortable thead th").forEach((head) => {
+    head.tabIndex = 0;
+    head.addEventListener("click", () => sort(head));
+    head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(head); });
+  });
   document.querySelectorAll("button.copy").forEach((b) => b.addEventListener("click", () => copy(b)));
   const again = () => charts.forEach(({ draw }) => draw());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);

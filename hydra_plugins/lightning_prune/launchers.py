@@ -1,0 +1,260 @@
+"""Launchers that give each job a process of its own: one that fails, or is killed, takes no other along.
+
+They stand on Hydra's plugins for joblib and submitit, which are imported when a sweep starts:
+`pip install "lightning-prune[sweeps]"`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+MISSING = 'this launcher needs {}, which is missing: pip install "lightning-prune[sweeps]".'
+OUTPUT_FILE = "output.log"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class ProcessLauncher(Launcher):
+    """What our launchers share: jobs in processes, their output in their folders, a killed one noted there.
+
+    Args:
+        num_threads: of a job, for what computes on the CPU.
+    """
+
+    def __init__(self, num_threads: int = 1) -> None:
+        self.num_threads = num_threads
+        self.config: DictConfig | None = None
+        self.task_function: TaskFunction | None = None
+        self.hydra_context: HydraContext | None = None
+        self.arguments = list(sys.argv)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what is to be run."""
+        self.config, self.task_function, self.hydra_context = config, task_function, hydra_context
+
+    def folder_of(self, overrides: Sequence[str], number: int) -> Path:
+        """Return the folder of a job."""
+        assert self.config is not None
+        name = next(
+            (o.partition("=")[2] for o in overrides if o.startswith("hydra.sweep.subdir=")), str(number)
+        )
+        return Path(str(self.config.hydra.sweep.dir)) / name
+
+    def announce(self, job_overrides: Sequence[Sequence[str]], first: int) -> None:
+        """Say what is run, and where its output goes."""
+        import logging
+
+        assert self.config is not None
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        log = logging.getLogger(__name__)
+        log.info(
+            f"Launching {len(job_overrides)} jobs, output: {self.config.hydra.sweep.dir}/*/{OUTPUT_FILE}"
+        )
+        for i, overrides in enumerate(job_overrides):
+            name = self.folder_of(overrides, first + i).name
+            log.info(f"\t#{name} : {' '.join(filter_overrides(list(overrides)))}")
+
+    def failed(self, overrides: Sequence[str], number: int, error: BaseException | str) -> JobReturn:
+        """Return what a job has come to whose process is gone, and note it in its folder."""
+        from lightning_prune.sweep.notes import note_error
+
+        folder = self.folder_of(overrides, number)
+        folder.mkdir(parents=True, exist_ok=True)
+        note_error(folder, error)
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        failure = RuntimeError(f"job {folder.name}: {text}")
+        return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=failure)
+
+
+class JoblibLauncher(ProcessLauncher):
+    """Run jobs in parallel on this machine.
+
+    Args:
+        n_jobs: how many at a time; -1 for one on each core, as joblib counts.
+        num_threads: of each job.
+    """
+
+    def __init__(self, n_jobs: int = -1, num_threads: int = 1) -> None:
+        super().__init__(num_threads)
+        self.n_jobs = n_jobs
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run jobs, and return what they have come to, in their order."""
+        try:
+            import hydra_plugins.hydra_joblib_launcher._core  # noqa: F401
+            from joblib import Parallel, delayed
+        except ImportError as error:
+            raise CompactHydraException(MISSING.format("hydra-joblib-launcher")) from error
+        self.announce(job_overrides, initial_job_idx)
+        running: set[Any] = set()
+        tasks = (
+            delayed(self._run_apart)(running, initial_job_idx + i, list(overrides))
+            for i, overrides in enumerate(job_overrides)
+        )
+        try:
+            # threads only wait, each for the process of its job
+            return list(Parallel(n_jobs=self.n_jobs, backend="threading", batch_size=1)(tasks))
+        finally:
+            for executor in list(running):  # interrupted
+                executor.shutdown(wait=False, kill_workers=True)
+
+    def _run_apart(self, running: set[Any], number: int, overrides: list[str]) -> JobReturn:
+        """Run a job in a process that runs nothing else."""
+        from hydra.core.singleton import Singleton
+        from joblib.externals.loky import ProcessPoolExecutor
+        from joblib.externals.loky.process_executor import BrokenProcessPool
+
+        output = self.folder_of(overrides, number) / OUTPUT_FILE
+        output.parent.mkdir(parents=True, exist_ok=True)
+        environment = dict.fromkeys(THREADS, str(self.num_threads))
+        executor = ProcessPoolExecutor(
+            max_workers=1, env=environment, initializer=_begin, initargs=(str(output), self.arguments)
+        )
+        running.add(executor)
+        try:
+            parts = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
+            result: JobReturn = executor.submit(_execute, number, overrides, *parts).result()
+            return result
+        except BrokenProcessPool as error:
+            return self.failed(overrides, number, f"its process ended before it did: {error}")
+        finally:
+            running.discard(executor)
+            executor.shutdown(wait=False, kill_workers=True)
+
+
+class SubmititLauncher(ProcessLauncher):
+    """Run jobs through submitit: on a SLURM cluster, or in processes of this machine.
+
+    Args:
+        cluster: "slurm" or "local".
+        num_threads: of each job.
+        max_parallel: how many at a time on this machine; None for one on each core. A cluster has `array_parallelism`.
+        submitit_folder: where submitit keeps its files and the output of jobs.
+        max_num_timeout: how often a job that ran out of time is queued again; it goes on from its last checkpoint
+            with `resume=true`.
+        parameters: of submitit, e.g. `timeout_min`, `cpus_per_task`, `slurm_partition`.
+    """
+
+    def __init__(
+        self,
+        cluster: str,
+        submitit_folder: str,
+        num_threads: int = 1,
+        max_parallel: int | None = None,
+        max_num_timeout: int = 0,
+        **parameters: Any,
+    ) -> None:
+        super().__init__(num_threads)
+        self.cluster, self.submitit_folder, self.max_num_timeout = cluster, submitit_folder, max_num_timeout
+        self.max_parallel = max_parallel or os.cpu_count() or 1
+        self.parameters = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in parameters.items()
+            if value is not None
+        }
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit jobs, wait for all, and return what they have come to, in their order."""
+        try:
+            import submitit
+        except ImportError as error:
+            raise CompactHydraException(MISSING.format("submitit")) from error
+        self.announce(job_overrides, initial_job_idx)
+        limits = {"slurm_max_num_timeout": self.max_num_timeout} if self.cluster == "slurm" else {}
+        executor = submitit.AutoExecutor(folder=self.submitit_folder, cluster=self.cluster, **limits)
+        executor.update_parameters(**self.parameters)
+        jobs = self._submit(executor, [list(overrides) for overrides in job_overrides], initial_job_idx)
+        try:
+            return [
+                self._result(job, list(overrides), initial_job_idx + i)
+                for i, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True))
+            ]
+        except KeyboardInterrupt:
+            if self.cluster == "local":  # those on a cluster go on
+                for job in jobs:
+                    job.cancel(check=False)
+            raise
+
+    def _submit(self, executor: Any, jobs: list[list[str]], first: int) -> list[Any]:
+        """Submit jobs: to a cluster as one array, on this machine not more at a time than it bears."""
+        from hydra.core.singleton import Singleton
+
+        state = Singleton.get_state()
+        numbers = range(first, first + len(jobs))
+        if self.cluster != "local":
+            return list(executor.map_array(self, jobs, numbers, [state] * len(jobs)))
+        submitted: list[Any] = []
+        try:
+            for number, overrides in zip(numbers, jobs, strict=True):
+                while sum(not job.done() for job in submitted) >= self.max_parallel:
+                    time.sleep(0.2)
+                submitted.append(executor.submit(self, overrides, number, state))
+        except KeyboardInterrupt:
+            for job in submitted:
+                job.cancel(check=False)
+            raise
+        return submitted
+
+    def __call__(self, overrides: list[str], number: int, state: Any) -> JobReturn:
+        """Run a job, in the process that submitit has started for it."""
+        output = self.folder_of(overrides, number) / OUTPUT_FILE
+        output.parent.mkdir(parents=True, exist_ok=True)
+        os.environ.update(dict.fromkeys(THREADS, str(self.num_threads)))
+        _begin(str(output), self.arguments)
+        return _execute(number, overrides, self.hydra_context, self.config, self.task_function, state)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """Queue a job again that ran out of time: it goes on from its last checkpoint."""
+        import submitit
+
+        overrides, *others = arguments
+        return submitit.helpers.DelayedSubmission(self, [*overrides, "++resume=true"], *others)
+
+    def _result(self, job: Any, overrides: list[str], number: int) -> JobReturn:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            result: JobReturn = job.results()[0]
+            return result
+        except (FailedJobError, UncompletedJobError) as error:
+            reason = str(error).strip().splitlines()[0]
+            return self.failed(overrides, number, f"its process ended before it did: {reason}")
+
+
+def _begin(output: str, arguments: list[str]) -> None:
+    """Make a process that of one job: its output goes to a file, and it looks as if the script had been started."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        os.dup2(file, number)
+    os.close(file)
+    sys.argv = list(arguments)
+    sys.modules["__main__"].__spec__ = None  # DDP starts the script, not the launcher
+
+
+def _execute(
+    number: int,
+    overrides: list[str],
+    hydra_context: HydraContext | None,
+    config: DictConfig | None,
+    task_function: TaskFunction | None,
+    state: Any,
+) -> JobReturn:
+    """Run a job in this process."""
+    from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+    assert hydra_context is not None and config is not None and task_function is not None
+    result: JobReturn = execute_job(number, overrides, hydra_context, config, task_function, state)
+    return result

@@ -1,0 +1,107 @@
+"""Hydra's callback: a sweep that shows how far it is, and ends in a table, a picture and a page."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_prune.core.checks import check_range
+from lightning_prune.report.storage import write_text
+from lightning_prune.sweep.choice import TOLERANCE
+from lightning_prune.sweep.notes import METRICS_FILE, SWEEP_FILE, is_first_process, note_error, start_job
+from lightning_prune.sweep.progress import Progress
+from lightning_prune.sweep.rows import SEEDS
+from lightning_prune.sweep.summary import report
+
+
+class SweepReport(Callback):
+    """Shows how far a multirun is, and reports when it ends, also when jobs failed or it was interrupted.
+
+    Args:
+        sort_by: the column to sort the table by, best first; by default the metric.
+        metric: the column of quality to choose by; by default of validation, accuracy before perplexity before loss.
+        size: the column of size to choose by; by default the first of nonzeros, params, num_bytes, ... that differs.
+        tolerance: what the recommended model may lose, as `recommend` says; 0 or more.
+        seeds: names of the overrides that are repetitions.
+        progress: whether to show how far it is.
+
+    In an application of your own, what a job returns is its row: a number, or a mapping of numbers by name.
+    """
+
+    def __init__(
+        self,
+        sort_by: str | None = None,
+        metric: str | None = None,
+        size: str | None = None,
+        tolerance: float = TOLERANCE,
+        seeds: Sequence[str] = SEEDS,
+        progress: bool = True,
+    ) -> None:
+        check_range("tolerance", tolerance, 0.0, float("inf"), "what may be lost, 0 or more")
+        self.report = partial(
+            report, sort_by=sort_by, metric=metric, size=size, tolerance=tolerance, seeds=tuple(seeds)
+        )
+        self.metric, self.progress = metric, progress
+        self._waiting: Path | None = None
+        self._shown: Progress | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make sure of a report: Hydra calls `on_multirun_end` only if no job fails."""
+        if not is_first_process():
+            return
+        self._waiting = Path(config.hydra.sweep.dir)
+        atexit.register(self._report)
+        if self.progress:
+            in_this_process = "BasicLauncher" in str(OmegaConf.select(config, "hydra.launcher._target_"))
+            self._shown = Progress(self._waiting, self.metric, is_shared=in_this_process)
+            self._shown.start()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Leave a note of who runs the job."""
+        if is_first_process():
+            overrides = [str(override) for override in config.hydra.overrides.task]
+            start_job(Path(config.hydra.runtime.output_dir), overrides, bool(config.get("resume")))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Leave a note of what came of it, or of what went wrong, in the job's folder."""
+        if not is_first_process():
+            return
+        folder, result = Path(config.hydra.runtime.output_dir), job_return._return_value
+        if job_return.status == JobStatus.FAILED:
+            note_error(folder, result)
+        elif not (folder / METRICS_FILE).is_file() and (metrics := _as_metrics(result)):
+            write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write and show the report."""
+        self._report()
+
+    def _report(self) -> None:
+        folder, self._waiting = self._waiting, None
+        if self._shown is not None:
+            self._shown.stop()
+        if folder is None or not ((folder / SWEEP_FILE).is_file() or next(folder.glob("**/.hydra"), None)):
+            return  # no job has begun
+        try:
+            self.report(folder)
+        except ValueError as error:  # no job has the column
+            sys.stderr.write(f"no report on the sweep: {error}\n")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to other processes without what belongs to this one."""
+        return {**self.__dict__, "_shown": None, "_waiting": None}
+
+
+def _as_metrics(result: object) -> dict[str, float]:
+    """Return the numbers among what a job returned."""
+    named = result if isinstance(result, Mapping) else {"result": result}
+    return {str(name): float(value) for name, value in named.items() if isinstance(value, (int, float))}
