@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import lightning_prune
+from lightning_prune import cli
 from tests.conftest import ROOT
+from tests.hydra_runs import composed
 
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
@@ -59,6 +61,22 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
                     raise
                 pytest.skip(f"{error.name} is not installed")
     assert set(namespace) > {"__name__"}
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, line in enumerate(
+        re.findall(r"^python train\.py .*", page.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_settings_of_a_command_are_known_and_fit_together(command):
+    settings = [word for word in command.split()[2:] if word != "-m" and not word.startswith("hydra")]
+    firsts = [re.sub(r"=([^,(\[{]+),.*", r"=\1", setting) for setting in settings]
+    cli.check(composed(*firsts))
 
 
 def test_every_public_name_is_in_the_reference_once():
