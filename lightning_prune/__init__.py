@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lightning_prune.core.granularities import Weight as Weight
     from lightning_prune.core.masking import Dormant as Dormant
     from lightning_prune.core.masking import StraightThrough as StraightThrough
+    from lightning_prune.core.masking import TopKAST as TopKAST
     from lightning_prune.core.regularizers import GroupDecay as GroupDecay
     from lightning_prune.core.regularizers import GroupLasso as GroupLasso
     from lightning_prune.core.schedules import Alternating as Alternating
@@ -103,7 +104,7 @@ _HOMES = {
     "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),
     "core.budgets": ("Budget",),
     "core.granularities": ("Block", "Channel", "Head", "Kernel", "Layer", "Slice", "Weight"),
-    "core.masking": ("Dormant", "StraightThrough"),
+    "core.masking": ("Dormant", "StraightThrough", "TopKAST"),
     "core.regularizers": ("GroupDecay", "GroupLasso"),
     "core.schedules": (
         "Alternating",

@@ -34,6 +34,7 @@ VARIANTS = {  # settings worth a run of the laws besides the defaults
     "ERK": [{"kernel": False}],
     "SparseGPT": [{"block_size": 5}],
     "WoodFisher": [{"block_size": 5}],
+    "TopKAST": [{"wider": 0.5, "decay": 0.0}],
     "StraightThrough": [{"decay": 0.5}],
 }
 

@@ -6,9 +6,11 @@ which the masking tells the gradient of; new masks are chosen by those, so that 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lightning_prune import core
 from lightning_prune.core.checks import check_range
 from lightning_prune.core.types import Couples, Granularity, Masking
 
@@ -71,6 +73,50 @@ class Dormant:
 
     def gradient(self, *, weight: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
         return grad.masked_fill(~mask, 0.0)
+
+
+@dataclass(frozen=True)
+class TopKAST:
+    """The largest of the pruned weights learn too, and the others rest: dL/dw = b dL/d(m w) + the exploration's decay.
+
+    Jayakumar et al. 2020 (arXiv:2106.03517), section 2: the network reads the top-k weights, A, and the gradient goes
+    to a larger set B, here A and the largest of the others, as many as `wider` of all weights. What only learns decays by
+    `decay` / density of A, as in the paper's exploration loss, so that it comes in where it is worth more than what is
+    there; active weights have the optimizer's own weight decay. The gradient of the rest is zero.
+
+    Cost: as for `StraightThrough`, and a selection among the weights of each layer in each step.
+
+    When: sparse training from the first step with places that change, with gradients for a part of the weights only
+        (recipe `top_kast`).
+
+    Args:
+        wider: the fraction of a layer's weights that learn beyond those that are active, in [0, 1].
+        decay: at least 0; divided by the density it is added to the gradient of what only learns.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Example:
+        >>> import torch
+        >>> weight, mask = torch.tensor([2.0, 0.5, 1.0, 0.1]), torch.tensor([True, False, False, False])
+        >>> TopKAST(wider=0.25, decay=0.0).gradient(weight=weight, grad=torch.ones(4), mask=mask)
+        tensor([1., 0., 1., 0.])
+    """
+
+    wider: float = 0.1
+    decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_range("wider", self.wider, 0.0, 1.0, "a fraction in [0, 1]")
+        check_range("decay", self.decay, 0.0, float("inf"), "a number of at least 0")
+
+    def gradient(self, *, weight: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
+        active = int(mask.sum())
+        num_others = min(round(self.wider * mask.numel()), mask.numel() - active)
+        others = weight.abs().masked_fill(mask, -math.inf)
+        learning = core.keep_top({"": others}, num_others)[""]
+        rate = self.decay * mask.numel() / max(active, 1)
+        return (grad + rate * weight.masked_fill(mask, 0.0)).masked_fill(~(mask | learning), 0.0)
 
 
 def checked_masking(masking: Masking | None, granularity: Granularity | Couples) -> Masking | None:

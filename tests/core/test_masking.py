@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_prune import Channel, Dormant, StraightThrough, TrainTimePruning
+from lightning_prune import Channel, Dormant, StraightThrough, TopKAST, TrainTimePruning
 from tests.members import members
 
 SHAPE = (3, 5)
@@ -61,7 +61,22 @@ def test_dormant_is_the_derivative():
     assert torch.equal(Dormant().gradient(weight=weight, grad=grad, mask=mask), expected)
 
 
+@pytest.mark.parametrize("wider", [0.0, 0.2, 1.0])
+def test_top_kast_is_the_gradient_of_the_larger_set(wider):
+    """Written out weight by weight: the largest of what is pruned learn, and decay by the rate over the density."""
+    weight, grad, mask = example()
+    found = TopKAST(wider, decay=0.3).gradient(weight=weight, grad=grad, mask=mask).flatten().tolist()
+    w, g, m = (tensor.flatten().tolist() for tensor in (weight, grad, mask))
+    pruned = sorted((i for i in range(15) if not m[i]), key=lambda i: -abs(w[i]))
+    learning = pruned[: round(wider * 15)]
+    for i in range(15):
+        expected = g[i] if m[i] else g[i] + 0.3 / (sum(m) / 15) * w[i] if i in learning else 0.0
+        assert found[i] == pytest.approx(expected, rel=1e-5)
+
+
 def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="`wider` is a fraction"):
+        TopKAST(wider=1.5)
     with pytest.raises(ValueError, match="`decay` is a number of at least 0, but got -1.0"):
         StraightThrough(decay=-1.0)
     with pytest.raises(

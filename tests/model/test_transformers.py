@@ -38,6 +38,14 @@ def layers_of(model):
     return model.model.layers if hasattr(model, "model") else model.transformer.h
 
 
+def adding(grams, name):
+    def add(_, args):
+        x = args[0].flatten(0, -2).float()
+        grams[name] = grams.get(name, 0) + (x.t() @ x).double()
+
+    return add
+
+
 def published_loop(model, data, scope, solver):
     """Layer by layer as in the authors' code: whole model up to the layer, Gram matrices of its inputs, solve."""
     for layer in layers_of(model):
@@ -46,14 +54,7 @@ def published_loop(model, data, scope, solver):
         }
         grams = {}
 
-        def hook(name):
-            def add(_, args, grams=grams):
-                x = args[0].flatten(0, -2).float()
-                grams[name] = grams.get(name, 0) + (x.t() @ x).double()
-
-            return add
-
-        handles = [m.register_forward_pre_hook(hook(n)) for n, m in matrices.items()]
+        handles = [m.register_forward_pre_hook(adding(grams, n)) for n, m in matrices.items()]
         for batch in data:
             model(**batch)
         for handle in handles:
