@@ -8,24 +8,22 @@ from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
+from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
-from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
-from lightning_prune.model.shrinking import AnyPruner, pruner_of
+from lightning_prune.model.shrinking import AnyPruner, pruner_of, sparsities_of
 
 STATE_VERSION = 1
-SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
 class PruningCallback(L.Callback):
@@ -37,6 +35,8 @@ class PruningCallback(L.Callback):
     """
 
     kind: ClassVar[str]
+    can_shard: ClassVar[bool] = False
+    """Whether weights may be spread over processes, as DTensors."""
 
     def __init__(self, recipe: Recipe, *, report: bool) -> None:
         self.recipe, self.report = recipe, report
@@ -58,7 +58,12 @@ class PruningCallback(L.Callback):
 
     @property
     def masks(self) -> Masks:
-        """The masks of the pruned weights by name, True is kept; empty before the first update."""
+        """The masks of the pruned weights by name, True is kept; empty before the first update.
+
+        They are spread over processes as the weights are: DTensors where those are.
+        """
+        if isinstance(self.pruner, Pruner):
+            return self.pruner.shards.placed(self.pruner.masks)
         return self.pruner.masks if self.pruner else {}
 
     @property
@@ -74,13 +79,9 @@ class PruningCallback(L.Callback):
         """Refuse what would lose sparsity, and take the place behind the callbacks that average weights.
 
         Raises:
-            ValueError: a strategy that shards the weights.
+            ValueError: a strategy under which masks would be lost.
         """
-        if isinstance(trainer.strategy, SHARDED):
-            raise ValueError(
-                "`strategy` keeps whole weights on each process (one device, DDP), but got "
-                f"{type(trainer.strategy).__name__}, which shards them: masks would be lost. Train with strategy='ddp'."
-            )
+        check_strategy(trainer.strategy, self)
         follow_record_(pl_module)
         self._arrange(trainer, pl_module, stage)
 
@@ -109,10 +110,9 @@ class PruningCallback(L.Callback):
     def _note_update(self, fraction: float, **when: Any) -> None:
         """Write down what an update has come to, once all processes have come to the same."""
         assert self.pruner is not None
-        layers = {name: sparsity_of({name: mask}) for name, mask in self.masks.items()}
-        achieved = self.pruner.sparsity
-        update = {**when, "requested": self.pruner.requested, "achieved": achieved, "layers": layers}
-        check_agreement(self.masks, {"the record of the update": update})
+        update = {**when, "requested": self.pruner.requested, "achieved": self.pruner.sparsity}
+        update["layers"] = sparsities_of(self.pruner)
+        self._check_agreement({"the record of the update": update})
         self.updates.append(update)
         if fraction >= 1.0 and isinstance(self.pruner, GroupPruner) and (missed := self.pruner.missed):
             self._warn(missed)
@@ -203,9 +203,15 @@ class PruningCallback(L.Callback):
             if (old := before.get(noun)) != (text := now.get(noun)):
                 self._warn(f"`{noun}` was {old} in the run that is resumed, and is {text} from now on.")
         self.pruner.load_state_dict(state["pruner"])
-        check_agreement(self.masks, {"the updates of the checkpoint": state["updates"]})
+        self._check_agreement({"the updates of the checkpoint": state["updates"]})
         self.updates = list(state["updates"])
         self.pruner.apply_()
+
+    def _check_agreement(self, facts: dict[str, Any]) -> None:
+        """Refuse to go on where the processes have come to different masks or facts."""
+        assert self.pruner is not None
+        place = self.pruner.shards.place if isinstance(self.pruner, Pruner) else 0
+        check_agreement(self.pruner.masks, facts, place)
 
     def _finish_report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for monitor in (cb for cb in trainer.callbacks if isinstance(cb, SparsityMonitor)):  # type: ignore[attr-defined]

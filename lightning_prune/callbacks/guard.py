@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.core.checks import check_choice, check_positive, check_sparsity, did_you_mean
@@ -78,6 +79,11 @@ class CollapseGuard(L.Callback):
                 "`callbacks` has one TrainTimePruning with CollapseGuard, whose granularity is one of single tensors, "
                 "without `masking`, and whose scope leaves the sparsities of layers open, but got "
                 f"{[f'{type(cb).__name__}({cb.describe()})' for cb in found] or 'none'}."
+            )
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "`strategy` keeps whole weights on each process with CollapseGuard (one device, DDP), but got "
+                "ModelParallelStrategy, which shards them: use strategy='ddp'."
             )
         self._callback = found[0]
 

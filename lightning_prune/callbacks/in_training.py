@@ -42,6 +42,7 @@ class InTraining(PruningCallback):
         self._optimizers: list[Optimizer] = []
         self._hooks, self._watching = ExitStack(), ExitStack()
         self._is_counted, self._is_watching, self._is_news = False, False, False
+        self._is_in_batch = False
 
     @property
     def is_final(self) -> bool:
@@ -107,6 +108,9 @@ class InTraining(PruningCallback):
         Not earlier: asking for the length of the run sets up its dataloader, whose place within the epoch Lightning
         restores only now.
         """
+        if self._loaded is not None:  # strategies that shard restore a checkpoint after fitting has started
+            self._before = self._take_state(pl_module)
+            self._go_on()
         steps, num_done = (
             resolve_window(self.window, trainer),
             trainer.fit_loop.epoch_loop._batches_that_stepped,
@@ -128,7 +132,7 @@ class InTraining(PruningCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any
     ) -> None:
         """Watch activations where an update is near; at other times no hook is set."""
-        self._is_counted = False
+        self._is_counted, self._is_in_batch = False, True
         if self.pruner is None:
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
             self._go_on()
@@ -149,7 +153,13 @@ class InTraining(PruningCallback):
                 statistics.note_gradients(parameter_ids([optimizer]))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Mask before anything reads the weights that this optimizer has just changed."""
+        """Mask before anything reads the weights that this optimizer has just changed.
+
+        A step outside of a batch is none: torch takes one, of length 0, to have a state that a sharded checkpoint can
+        be read into.
+        """
+        if not self._is_in_batch:
+            return
         self._count()
         self._pruner.statistics.confirm()
         self._pruner.apply_(parameter_ids([optimizer]))
@@ -157,6 +167,7 @@ class InTraining(PruningCallback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Mask averaged copies of the weights, and log the sparsity where it is news."""
+        self._is_in_batch = False
         self._mask_averages_(trainer)
         if self._is_news:
             achieved = self.updates[-1]["achieved"] if self.updates else 0.0

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
 from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
+from lightning_prune.model.shards import has_shards
 from lightning_prune.report.data import Cost, Evaluation, Report
 from lightning_prune.report.render import to_rich, write
 from lightning_prune.report.storage import from_json, to_json
@@ -46,8 +47,8 @@ class SparsityMonitor(L.Callback):
         self._cost_before = self._cost_before or measure(pl_module, latency=False)
 
     def _start_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Watch the first batch, to have a call of the model that can be replayed."""
-        if self._catcher is None:
+        """Watch the first batch, to have a call of the model that can be replayed; one of sharded weights cannot be."""
+        if self._catcher is None and not has_shards(pl_module):
             self._catcher = self._capturing.enter_context(capture_call(pl_module))
 
     def _end_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_prune.callbacks.base import SHARDED, PruningCallback
+from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import silenced, step_of
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.initial import InitialPruning
@@ -18,6 +18,7 @@ from lightning_prune.callbacks.post_training import PostTrainingPruning
 from lightning_prune.callbacks.rewinding import WeightRewinding
 from lightning_prune.callbacks.run_length import RunLength, length_of
 from lightning_prune.callbacks.sparse_training import SparseTraining
+from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import check_can_shrink
 from lightning_prune.core.rewinding import RewindingRecipe
 from lightning_prune.core.types import Couples
@@ -165,11 +166,10 @@ def _against_trainer(pruning: PruningCallback, trainer: L.Trainer | None) -> lis
     if trainer is None:
         return []
     found = []
-    if isinstance(trainer.strategy, SHARDED):
-        found.append(
-            "`strategy` keeps whole weights on each process (one device, DDP), but got "
-            f"{type(trainer.strategy).__name__}, which shards them."
-        )
+    try:
+        check_strategy(trainer.strategy, pruning)
+    except ValueError as error:
+        found.append(str(error))
     shrink = getattr(pruning, "shrink", None)
     if shrink in ("end", "update"):
         try:

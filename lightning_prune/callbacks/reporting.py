@@ -13,6 +13,7 @@ from lightning_prune.model.calls import Call
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.kernels import measure_kernels
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shards import num_nonzeros
 from lightning_prune.model.shrinking import AnyPruner, groups_of
 from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update
 from lightning_prune.report.environment import environment
@@ -211,7 +212,7 @@ def _layers(pruner: AnyPruner, before: Cost | None, after: Cost) -> list[Layer]:
                 name=name,
                 shape=tuple(parameter.shape),
                 params=parameter.numel(),
-                nonzeros=int(parameter.detach().count_nonzero()),
+                nonzeros=num_nonzeros(parameter),
                 num_groups=num_groups,
                 num_kept=num_kept,
                 macs_before=macs[0].get(name),

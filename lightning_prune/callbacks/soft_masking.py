@@ -79,7 +79,7 @@ class SoftMasking(InTraining):
                 soft.apply_(ids)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if isinstance(self.pruner, SoftPruner):
+        if isinstance(self.pruner, SoftPruner) and self._is_in_batch:
             self.pruner.wake_(parameter_ids([optimizer]))
 
     def _before_update(self) -> None:

@@ -61,6 +61,7 @@ class SparseTraining(InTraining):
     """
 
     kind = "sparse_training"
+    can_shard = True
 
     def __init__(
         self,

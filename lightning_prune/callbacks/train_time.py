@@ -80,6 +80,7 @@ class TrainTimePruning(SoftMasking):
     """
 
     kind = "train_time"
+    can_shard = True
 
     def __init__(
         self,
@@ -125,10 +126,10 @@ class TrainTimePruning(SoftMasking):
         if self.shrink in ("end", "update") and stage == "fit":
             check_can_shrink(trainer, self.shrink)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Resolve the window, and go on from the learning rate that was seen."""
+    def _go_on(self) -> None:
+        """Go on from the learning rate that was seen, too."""
         self._peak_lr = self._before["peak_lr"] if self._before is not None else 0.0
-        super().on_train_start(trainer, pl_module)
+        super()._go_on()
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer

@@ -89,7 +89,7 @@ def group_shapes(shapes: Mapping[Name, Shape], granularity: Granularity) -> dict
     }
 
 
-def without_pruned(scores: LazyScores, masks: Masks, granularity: Granularity) -> LazyScores:
+def without_pruned(scores: LazyScores, masks: Mapping[Name, Tensor], granularity: Granularity) -> LazyScores:
     """Rank groups that `masks` have removed below all others, so that what is pruned stays pruned."""
 
     def compute(name: Name) -> Tensor:
@@ -98,7 +98,7 @@ def without_pruned(scores: LazyScores, masks: Masks, granularity: Granularity) -
             return found
         return found.masked_fill(granularity.reduce(masks[name].to(found.dtype)) == 0, -math.inf)
 
-    return LazyScores(scores.shapes, compute)
+    return LazyScores(scores.shapes, compute, scores.across)
 
 
 def sparsity_of(masks: Mapping[Name, Tensor]) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.packing import INTEGERS
 from lightning_prune.core.types import Masks, Name
+from lightning_prune.model.shards import local
 
 CHUNK = 1 << 19  # weights masked at a time on CPU: their part of the mask, widened, stays in the cache
 
@@ -53,15 +54,17 @@ class Masked:
     targets: dict[Name, nn.Parameter]
     masks: Masks
 
+    @torch.no_grad()
     def apply_(self, among: Container[int] | None = None) -> None:
         """Set the pruned weights to zero, of all targets or of those whose ids are `among` the given ones."""
         names = [name for name in self.masks if among is None or id(self.targets[name]) in among]
-        apply_masks_([self.targets[name] for name in names], [self.masks[name] for name in names])
+        apply_masks_([local(self.targets[name]) for name in names], [self.masks[name] for name in names])
 
+    @torch.no_grad()
     def apply_to_(self, model: nn.Module) -> None:
         """Set the pruned weights of a copy of the model to zero, wherever the copy lies."""
         copies = dict(model.named_parameters())
-        weights = [copies[name] for name in self.masks]
+        weights = [local(copies[name]) for name in self.masks]
         apply_masks_(weights, [m.to(w.device) for m, w in zip(self.masks.values(), weights, strict=True)])
 
 

@@ -17,8 +17,11 @@ from lightning_prune.model.calls import capture_call as capture_call
 from lightning_prune.model.calls import replaying
 from lightning_prune.model.latency import dense_twin, measure_latencies
 from lightning_prune.model.macs import count_macs
+from lightning_prune.model.shards import has_shards, num_nonzeros
 from lightning_prune.report.data import Cost, Latency, LayerCost
 
+SHARDED = "the weights are spread over processes"
+UNMEASURED = ("num_bytes", "gzip_bytes", "macs", "effective_macs", "latency")
 MAX_GZIP_BYTES = 256 * 2**20  # above it, compression takes longer than its number is worth (about 10 s)
 
 
@@ -46,6 +49,8 @@ def measure(
         >>> cost.params, cost.macs, cost.batch_size
         (12, 24, 2)
     """
+    if has_shards(model):
+        return _without(_with_sizes(Cost(params=0), model), SHARDED, *UNMEASURED)
     cost = _with_sizes(_with_bytes(Cost(params=0), model, compress), model)
     if call is None:
         return _without(cost, "no call of the model was seen", "macs", "effective_macs", "latency")
@@ -79,7 +84,7 @@ def compare_with_dense(
 def _with_sizes(cost: Cost, model: nn.Module) -> Cost:
     parameters = {n: p for n, p in model.named_parameters() if not is_lazy(p)}
     is_known = not any(p.is_meta for p in parameters.values())
-    counts = {n: int(torch.count_nonzero(p)) if is_known else None for n, p in parameters.items()}
+    counts = {n: num_nonzeros(p) if is_known else None for n, p in parameters.items()}
     rows = tuple(
         LayerCost(n, tuple(p.shape), p.numel(), counts[n]) for n, p in parameters.items() if p.dim() >= 2
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.types import Name
 from lightning_prune.model.ranks import is_distributed
+from lightning_prune.model.shards import local
 from lightning_prune.model.surgery import sliced
 
 Found = dict[str, dict[Name, Tensor]]
@@ -45,9 +46,10 @@ class Gradients:
         """Note the gradients of all targets, or of those whose ids are `among` the given ones; see `confirm`."""
         for name, p in self.targets.items():
             if p.grad is not None and (among is None or id(p) in among):
+                weight, grad = local(p.detach()), local(p.grad.detach())
                 for kind in self.kinds:
                     if kind in SUMMANDS:
-                        self._pending.setdefault(kind, {})[name] = SUMMANDS[kind](p.detach(), p.grad.detach())
+                        self._pending.setdefault(kind, {})[name] = SUMMANDS[kind](weight, grad)
 
     def confirm(self) -> None:
         """Take over what was noted."""

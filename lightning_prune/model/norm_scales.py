@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_prune.core.types import Name
 from lightning_prune.model.activations import owners_of
 from lightning_prune.model.layouts import layout_of
+from lightning_prune.model.shards import whole_of
 
 KIND = "norm_scale"
 
@@ -71,7 +72,7 @@ class NormScales:
         """
         for layout in self._layouts[name]:
             if (norm := self._norms.get(layout.module)) is not None and layout.from_output is not None:
-                return layout.from_output(norm.weight.detach().abs())
+                return layout.from_output(whole_of(norm.weight.detach()).abs())
         raise ValueError(
             f"`{name}` has no `{KIND}`: no batch norm with a scale reads what it gives. Exclude it, or choose another "
             "criterion."

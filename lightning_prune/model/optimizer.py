@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_prune.core.types import Masks, Name, Shape
 from lightning_prune.graph import Plan
 from lightning_prune.model.apply import apply_masks_
+from lightning_prune.model.shards import local
 
 
 def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
@@ -41,8 +42,8 @@ def mask_state_(optimizers: Iterable[Optimizer], targets: Mapping[Name, nn.Param
             continue
         for name, mask in masks.items():
             for value in optimizer.state.get(targets[name], {}).values():
-                if torch.is_tensor(value) and value.shape == mask.shape:
-                    tensors.append(value)
+                if torch.is_tensor(value) and local(value).shape == mask.shape:
+                    tensors.append(local(value))
                     their_masks.append(mask)
     apply_masks_(tensors, their_masks)
 

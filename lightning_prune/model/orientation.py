@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from lightning_prune.core.types import LazyScores, Masks, Name, Scope, Scores, Shape, shapes_of
+from lightning_prune.core.types import LazyScores, Masks, Name, Scope, Scores, Shape, across_of, shapes_of
 from lightning_prune.model.activations import owners_of
 from lightning_prune.model.layouts import is_transformers_conv1d
 
@@ -30,7 +30,8 @@ class Oriented:
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         """Return the masks of the scope, each as its weight lies."""
-        seen = LazyScores(self.shapes(shapes_of(scores)), lambda name: self.turn(name, scores[name]))
+        shapes, across = self.shapes(shapes_of(scores)), across_of(scores)
+        seen = LazyScores(shapes, lambda name: self.turn(name, scores[name]), across)
         masks = self.scope(seen, sparsity)
         return {name: self.turn(name, mask).contiguous() for name, mask in masks.items()}
 

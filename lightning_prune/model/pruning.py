@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.granularities import Weight
@@ -17,16 +17,16 @@ from lightning_prune.core.masks import (
     group_scores,
     group_shapes,
     pack,
-    sparsity_of,
     unpack,
     without_pruned,
 )
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
-from lightning_prune.core.types import Couples, LazyScores, Masks, Name
+from lightning_prune.core.types import BY_ROWS, Couples, LazyScores, Masks, Name, some_of
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.guarding import Guard
 from lightning_prune.model.orientation import Oriented, turned_in
+from lightning_prune.model.shards import shards_of
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import select_targets
 
@@ -59,7 +59,11 @@ class Pruner(Masked):
         self.scope = Oriented(recipe.scope, turned)
         self.final_sparsity = recipe.final_sparsity(self.scope.shapes(self.group_shapes))
         self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
+        nouns = (recipe.criterion, recipe.granularity, recipe.scope)
+        by_rows = not turned and all(getattr(noun, BY_ROWS, False) for noun in nouns)
+        self.shards = shards_of(self.targets, by_rows=by_rows)
         self.masks: Masks = {}
+        """Of the weights, or of those parts of them that lie on this process."""
         self.requested = 0.0
         self.guard: Guard | None = None
 
@@ -71,7 +75,14 @@ class Pruner(Masked):
     @property
     def sparsity(self) -> float:
         """The fraction of the targets' weights that the masks remove."""
-        return sparsity_of(self.masks)
+        total = sum(math.prod(self.shapes[name]) for name in self.masks)
+        return 1.0 - sum(self.shards.num_kept(self.masks).values()) / total if total else 0.0
+
+    @property
+    def sparsities(self) -> dict[Name, float]:
+        """The fraction of each target's weights that its mask removes."""
+        kept = self.shards.num_kept(self.masks)
+        return {name: 1.0 - number / math.prod(self.shapes[name]) for name, number in kept.items()}
 
     def count_groups(self, name: Name) -> tuple[int, int] | None:
         """Return how many groups a target has and keeps; None where each weight is its own group."""
@@ -80,7 +91,8 @@ class Pruner(Masked):
         size = math.prod(self.group_shapes[name])
         if name not in self.masks:
             return size, size
-        return size, int((self.granularity.reduce(self.masks[name].float()) > 0).sum())
+        mask = self.shards.whole(name, self.masks[name])
+        return size, int((self.granularity.reduce(mask.float()) > 0).sum())
 
     def update_(self, fraction: float) -> None:
         """Compute new masks, for a fraction of the final sparsity in [0, 1], and apply them.
@@ -94,7 +106,7 @@ class Pruner(Masked):
         """Compute new masks as `update_` does; no weight is changed yet."""
         requested, scores, before = fraction * self.final_sparsity, self.scores(), self.masks
         if requested >= self.requested:
-            scores = without_pruned(scores, before, self.granularity)
+            scores = without_pruned(scores, self.shards.seen(before), self.granularity)
         masks = self._chosen(scores, requested)
         if self.guard is not None:
             while dying := self.guard.dying(masks):
@@ -114,9 +126,10 @@ class Pruner(Masked):
             kept = sum(int((self.granularity.reduce(m.float()) > 0).sum()) for m in held.values())
             sizes = {name: math.prod(shape) for name, shape in self.group_shapes.items()}
             sparsity = self.guard.share(sizes, kept, sparsity)
-        rest = LazyScores(shapes, scores.__getitem__)
+        rest = some_of(scores, *shapes)
         granularity, scope = self.granularity, self.scope
-        masks = compute_masks(rest, self.shapes, sparsity, granularity=granularity, scope=scope)
+        chosen = compute_masks(rest, self.shards.shapes, sparsity, granularity=granularity, scope=scope)
+        masks = self.shards.own(chosen)
         return {name: masks[name] if name in masks else held[name] for name in scores}
 
     def roll_back_(self) -> Name:
@@ -135,8 +148,10 @@ class Pruner(Masked):
 
     def scores(self) -> LazyScores:
         """Return the scores of all groups by what the statistics know now."""
-        stats, criterion = self.statistics.read(), self.recipe.criterion
-        return group_scores(stats, self.shapes, criterion=criterion, granularity=self.granularity)
+        shards, criterion = self.shards, self.recipe.criterion
+        stats = shards.stats(self.statistics.read())
+        found = group_scores(stats, shards.shapes, criterion=criterion, granularity=self.granularity)
+        return LazyScores(self.group_shapes, found.__getitem__, shards.across)
 
     def forget(self) -> None:
         """Let all weights compete anew at the next update, those that are pruned by now among them."""
@@ -144,8 +159,16 @@ class Pruner(Masked):
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (packed), progress and sums, all of it safe under `torch.load(weights_only=True)`."""
-        packed = {name: pack(mask) for name, mask in self.masks.items()}
-        return {"masks": packed, "requested": self.requested, "statistics": self.statistics.state_dict()}
+        packed = {name: pack(self.shards.whole(name, mask)) for name, mask in self.masks.items()}
+        statistics = {
+            key: self._moved(key, s, self.shards.whole) for key, s in self.statistics.state_dict().items()
+        }
+        return {"masks": packed, "requested": self.requested, "statistics": statistics}
+
+    def _moved(self, key: str, value: Tensor, move: Callable[[Name, Tensor], Tensor]) -> Tensor:
+        """Put together a total of gradients, "kind.total.name", or take the part of it that lies here."""
+        _, what, name = (*key.split(".", 2), "", "")[:3]
+        return move(name, value) if what == "total" and name in self.targets else value
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, or leave all as it is.
@@ -162,6 +185,8 @@ class Pruner(Masked):
         masks = {name: unpack(name, mask) for name, mask in packed.items()}
         for name, mask in masks.items():
             check_mask(name, mask, self.shapes[name])
-        self.masks = {name: mask.to(self.targets[name].device) for name, mask in masks.items()}
+        statistics = {key: self._moved(key, s, self.shards.part) for key, s in state["statistics"].items()}
+        placed = {name: mask.to(self.targets[name].device) for name, mask in masks.items()}
+        self.masks = {name: self.shards.part(name, mask) for name, mask in placed.items()}
         self.requested = float(state["requested"])
-        self.statistics.load_state_dict(state["statistics"])
+        self.statistics.load_state_dict(statistics)

@@ -13,6 +13,7 @@ from lightning_prune.core.masks import compute_masks, group_scores, without_prun
 from lightning_prune.core.regrowth import SparseRecipe, regrow
 from lightning_prune.core.types import Criterion, Divides, LazyScores, Name, Shape
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shards import local, shards_of
 from lightning_prune.model.statistics import Statistics
 
 
@@ -33,6 +34,7 @@ class RegrowingPruner(Pruner):
         self.sparse = sparse
         needed = (*required_statistics(sparse.criterion), *required_statistics(sparse.grow))
         self.statistics = Statistics(model, self.targets, tuple(dict.fromkeys(needed)))
+        self.shards = shards_of(self.targets, by_rows=False)  # a layer's weights compete as one
         self.num_updates = 0
         self.progress = 0.0
         """How much of the window lies behind at the next update, in [0, 1]."""
@@ -50,7 +52,8 @@ class RegrowingPruner(Pruner):
             self.masks = self._pruned(self._initial_scores(), requested)
         else:
             if requested > self.requested:
-                scores = without_pruned(self._scores(self.sparse.criterion), before, self.granularity)
+                seen = self.shards.seen(before)
+                scores = without_pruned(self._scores(self.sparse.criterion), seen, self.granularity)
                 self.masks = self._pruned(scores, requested)
             self._regrow_(self.sparse.dropped(self.progress))
         self.lasting = {
@@ -63,16 +66,16 @@ class RegrowingPruner(Pruner):
 
     def _pruned(self, scores: LazyScores, sparsity: float) -> dict[Name, Tensor]:
         granularity, scope = self.granularity, self.scope
-        return (
+        if not sparsity:
+            return {}
+        return self.shards.own(
             compute_masks(scores, self.shapes, sparsity, granularity=granularity, scope=scope)
-            if sparsity
-            else {}
         )
 
     def _initial_scores(self) -> LazyScores:
-        known = {name: {"weight": p.detach(), "name": name} for name, p in self.targets.items()}
+        known = {name: {"weight": local(p.detach()), "name": name} for name, p in self.targets.items()}
         wanted = required_statistics(self.sparse.initial)
-        stats = {name: {kind: found[kind] for kind in wanted} for name, found in known.items()}
+        stats = self.shards.stats({n: {kind: found[kind] for kind in wanted} for n, found in known.items()})
         return group_scores(stats, self.shapes, criterion=self.sparse.initial, granularity=self.granularity)
 
     def _scores(self, criterion: Criterion) -> LazyScores:
@@ -84,16 +87,17 @@ class RegrowingPruner(Pruner):
         }
         if "name" in wanted:
             stats = {name: found | {"name": f"{name}/{self.num_updates}"} for name, found in stats.items()}
-        return group_scores(stats, self.shapes, criterion=criterion, granularity=self.granularity)
+        seen = self.shards.stats(stats)
+        return group_scores(seen, self.shapes, criterion=criterion, granularity=self.granularity)
 
     @torch.no_grad()
     def _regrow_(self, fraction: float) -> None:
         drop, grow = self._scores(self.sparse.criterion), self._scores(self.sparse.grow)
-        for name, mask in self.masks.items():
+        for name, mask in self.shards.seen(self.masks).items():
             seen = [self.scope.turn(name, tensor) for tensor in (mask, drop[name], grow[name])]
             rows = [self._rows(tensor) for tensor in seen]
             found = self._from_rows(regrow(rows[0], rows[1], rows[2], fraction), tuple(seen[0].shape))
-            self.masks[name] = self.scope.turn(name, found).contiguous()
+            self.masks[name] = self.shards.part(name, self.scope.turn(name, found).contiguous())
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """Return a parameter as the rows that the scope divides it into, a single one where it does not."""

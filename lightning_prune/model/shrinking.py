@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Channel, Head, Layer
+from lightning_prune.core.masks import sparsity_of
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Couples, Criterion, Scope
+from lightning_prune.core.types import Couples, Criterion, Name, Scope
 from lightning_prune.graph import Plan
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import Call, call_of
@@ -24,6 +25,13 @@ from lightning_prune.model.targets import Pattern
 from lightning_prune.report.data import Group
 
 AnyPruner: TypeAlias = Pruner | GroupPruner | DepthPruner
+
+
+def sparsities_of(pruner: AnyPruner) -> dict[Name, float]:
+    """Return the fraction of each weight that its mask removes."""
+    if isinstance(pruner, Pruner):
+        return pruner.sparsities
+    return {name: sparsity_of({name: mask}) for name, mask in pruner.masks.items()}
 
 
 def pruner_of(

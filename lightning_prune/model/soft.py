@@ -17,6 +17,7 @@ from torch.optim import LBFGS, Optimizer
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masking, Masks, Name
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shards import local
 
 
 class SoftPruner(Pruner):
@@ -52,14 +53,15 @@ class SoftPruner(Pruner):
     def wake_(self, among: Container[int] | None = None) -> None:
         """Let parameters hold the weights behind their masks, all of them or those whose ids are `among` the given."""
         names = [name for name in self._among(among) if name not in self._awake]
-        _copy_([self.targets[name] for name in names], [self.behind[name] for name in names])
+        _copy_([local(self.targets[name]) for name in names], [self.behind[name] for name in names])
         self._awake.update(names)
 
     @torch.no_grad()
     def turn_gradients_(self, among: Container[int] | None = None) -> None:
         """Make the gradients of what the network has read those of the weights behind."""
         for name in self._among(among):
-            if (grad := self.targets[name].grad) is not None and name in self.masks:
+            if (own := self.targets[name].grad) is not None and name in self.masks:
+                grad = local(own)
                 turned = self.masking.gradient(weight=self.behind[name], grad=grad, mask=self.masks[name])
                 if turned is not grad:
                     grad.copy_(turned)
@@ -68,7 +70,7 @@ class SoftPruner(Pruner):
     def apply_(self, among: Container[int] | None = None) -> None:
         """Keep what a step has made of the weights that are awake, and mask the parameters."""
         names = [name for name in self._among(among) if name in self._awake]
-        _copy_([self.behind[name] for name in names], [self.targets[name] for name in names])
+        _copy_([self.behind[name] for name in names], [local(self.targets[name]) for name in names])
         self._awake.difference_update(names)
         super().apply_(among)
 
@@ -76,7 +78,7 @@ class SoftPruner(Pruner):
         """Let all weights compete anew, by the values that they have behind the masks."""
         for name, parameter in self.targets.items():
             if name not in self.behind:
-                self.behind[name] = parameter.detach().clone()
+                self.behind[name] = local(parameter.detach()).clone()
         self.wake_()
         self.forget()
         super().choose_(fraction)
@@ -89,13 +91,15 @@ class SoftPruner(Pruner):
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, progress, sums and the weights behind, safe under `torch.load(weights_only=True)`."""
-        return super().state_dict() | {"behind": dict(self.behind)}
+        behind = {name: self.shards.whole(name, weight) for name, weight in self.behind.items()}
+        return super().state_dict() | {"behind": behind}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, or leave all as it is."""
         super().load_state_dict(state)
         behind: Mapping[Name, Tensor] = state.get("behind", {})
-        self.behind = {n: w.to(self.targets[n].device, copy=True) for n, w in behind.items()}
+        copies = {n: w.to(self.targets[n].device, copy=True) for n, w in behind.items()}
+        self.behind = {name: self.shards.part(name, copied) for name, copied in copies.items()}
         self._awake = set()
 
     def _among(self, ids: Container[int] | None) -> list[Name]:

@@ -20,8 +20,10 @@ from lightning_prune.model import activations, gradients, norm_scales
 from lightning_prune.model.activations import Activations
 from lightning_prune.model.gradients import Gradients
 from lightning_prune.model.norm_scales import NormScales
+from lightning_prune.model.shards import local
 
-KNOWN = ("weight", "name", *gradients.KINDS, *activations.READINGS, norm_scales.KIND)
+ACTIVATIONS = (*activations.READINGS, norm_scales.KIND)
+KNOWN = ("weight", "name", *gradients.KINDS, *ACTIVATIONS)
 
 
 class Statistics:
@@ -50,7 +52,7 @@ class Statistics:
     @property
     def activations(self) -> tuple[str, ...]:
         """The statistics that need hooks on forward passes."""
-        return tuple(name for name in self.names if name in (*activations.READINGS, norm_scales.KIND))
+        return tuple(name for name in self.names if name in ACTIVATIONS)
 
     @property
     def _readings(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class Statistics:
 
     def _one(self, kind: str, name: Name, parameter: nn.Parameter) -> Any:
         if kind in ("weight", "name"):
-            return parameter.detach() if kind == "weight" else name
+            return local(parameter.detach()) if kind == "weight" else name
         if kind in gradients.KINDS:
             return self.from_gradients.read(kind, name)
         if kind == norm_scales.KIND:

@@ -122,6 +122,7 @@ def save(fit, module, callback, path: Path, first=None) -> None:
     }
     state["slices"] = [{n: dict(d) for n, d in plan.slices.items()} for plan in plans_of(module)]
     state["moments"] = [s["exp_avg"] for o in fit.optimizers for s in o.state.values()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, f"{path}-{fit.global_rank}.pt")
 
 

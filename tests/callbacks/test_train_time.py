@@ -22,6 +22,7 @@ from lightning_prune import (
     Movement,
     NofM,
     PerRow,
+    PostTrainingPruning,
     Random,
     Saliency,
     Slice,
@@ -444,7 +445,7 @@ def test_a_strategy_that_shards_is_refused():
     from lightning.pytorch.strategies import ModelParallelStrategy
 
     with pytest.raises(ValueError, match=r"`strategy` keeps whole weights .* but got ModelParallelStrategy"):
-        pruning().setup(trainer(strategy=ModelParallelStrategy()), Toy(), "fit")
+        PostTrainingPruning(0.5).setup(trainer(strategy=ModelParallelStrategy()), Toy(), "fit")
 
 
 def test_nothing_is_left_behind_and_a_crash_is_no_exception():
