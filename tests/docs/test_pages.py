@@ -23,7 +23,7 @@ import reference  # noqa: E402
 
 TESTED_ELSEWHERE = set[str]()
 """Guides whose commands and code have tests of their own."""
-OPTIONAL = {"timm", "torchvision", "transformers", "wandb"}
+OPTIONAL = {"timm", "torchao", "torchvision", "transformers", "wandb"}
 """What guides may use, and the tests' environment need not have."""
 PAGES = sorted(
     path for path in DOCS.rglob("*.md") if path.relative_to(DOCS).as_posix() not in TESTED_ELSEWHERE
@@ -46,9 +46,6 @@ def short(code: str) -> str:
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for package in ("torchao", "transformers"):
-        if any(f"from {package}" in code for code in blocks(page)):
-            pytest.importorskip(package, reason="the extra `guides` is not installed")
     namespace: dict[str, object] = {"__name__": "page"}
     sys.modules["page"] = type(sys)("page")  # where dataclasses of the page look for their names
     with warnings.catch_warnings():
