@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 MISSING = 'this launcher needs {}, which is missing: pip install "lightning-prune[sweeps]".'
 OUTPUT_FILE = "output.log"
@@ -120,12 +119,12 @@ class JoblibLauncher(ProcessLauncher):
         output.parent.mkdir(parents=True, exist_ok=True)
         environment = dict.fromkeys(THREADS, str(self.num_threads))
         executor = ProcessPoolExecutor(
-            max_workers=1, env=environment, initializer=_begin, initargs=(str(output), self.arguments)
+            max_workers=1, env=environment, initializer=begin, initargs=(str(output), self.arguments)
         )
         running.add(executor)
         try:
             parts = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
-            result: JobReturn = executor.submit(_execute, number, overrides, *parts).result()
+            result: JobReturn = executor.submit(execute, number, overrides, *parts).result()
             return result
         except BrokenProcessPool as error:
             return self.failed(overrides, number, f"its process ended before it did: {error}")
@@ -134,106 +133,7 @@ class JoblibLauncher(ProcessLauncher):
             executor.shutdown(wait=False, kill_workers=True)
 
 
-class SubmititLauncher(ProcessLauncher):
-    """Run jobs through submitit: on a SLURM cluster, or in processes of this machine.
-
-    Args:
-        cluster: "slurm" or "local".
-        num_threads: of each job.
-        max_parallel: how many at a time on this machine; None for one on each core. A cluster has `array_parallelism`.
-        submitit_folder: where submitit keeps its files and the output of jobs.
-        max_num_timeout: how often a job that ran out of time is queued again; it goes on from its last checkpoint
-            with `resume=true`.
-        parameters: of submitit, e.g. `timeout_min`, `cpus_per_task`, `slurm_partition`.
-    """
-
-    def __init__(
-        self,
-        cluster: str,
-        submitit_folder: str,
-        num_threads: int = 1,
-        max_parallel: int | None = None,
-        max_num_timeout: int = 0,
-        **parameters: Any,
-    ) -> None:
-        super().__init__(num_threads)
-        self.cluster, self.submitit_folder, self.max_num_timeout = cluster, submitit_folder, max_num_timeout
-        self.max_parallel = max_parallel or os.cpu_count() or 1
-        self.parameters = {
-            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            for name, value in parameters.items()
-            if value is not None
-        }
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit jobs, wait for all, and return what they have come to, in their order."""
-        try:
-            import submitit
-        except ImportError as error:
-            raise CompactHydraException(MISSING.format("submitit")) from error
-        self.announce(job_overrides, initial_job_idx)
-        limits = {"slurm_max_num_timeout": self.max_num_timeout} if self.cluster == "slurm" else {}
-        executor = submitit.AutoExecutor(folder=self.submitit_folder, cluster=self.cluster, **limits)
-        executor.update_parameters(**self.parameters)
-        jobs = self._submit(executor, [list(overrides) for overrides in job_overrides], initial_job_idx)
-        try:
-            return [
-                self._result(job, list(overrides), initial_job_idx + i)
-                for i, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True))
-            ]
-        except KeyboardInterrupt:
-            if self.cluster == "local":  # those on a cluster go on
-                for job in jobs:
-                    job.cancel(check=False)
-            raise
-
-    def _submit(self, executor: Any, jobs: list[list[str]], first: int) -> list[Any]:
-        """Submit jobs: to a cluster as one array, on this machine not more at a time than it bears."""
-        from hydra.core.singleton import Singleton
-
-        state = Singleton.get_state()
-        numbers = range(first, first + len(jobs))
-        if self.cluster != "local":
-            return list(executor.map_array(self, jobs, numbers, [state] * len(jobs)))
-        submitted: list[Any] = []
-        try:
-            for number, overrides in zip(numbers, jobs, strict=True):
-                while sum(not job.done() for job in submitted) >= self.max_parallel:
-                    time.sleep(0.2)
-                submitted.append(executor.submit(self, overrides, number, state))
-        except KeyboardInterrupt:
-            for job in submitted:
-                job.cancel(check=False)
-            raise
-        return submitted
-
-    def __call__(self, overrides: list[str], number: int, state: Any) -> JobReturn:
-        """Run a job, in the process that submitit has started for it."""
-        output = self.folder_of(overrides, number) / OUTPUT_FILE
-        output.parent.mkdir(parents=True, exist_ok=True)
-        os.environ.update(dict.fromkeys(THREADS, str(self.num_threads)))
-        _begin(str(output), self.arguments)
-        return _execute(number, overrides, self.hydra_context, self.config, self.task_function, state)
-
-    def checkpoint(self, *arguments: Any) -> Any:
-        """Queue a job again that ran out of time: it goes on from its last checkpoint."""
-        import submitit
-
-        overrides, *others = arguments
-        return submitit.helpers.DelayedSubmission(self, [*overrides, "++resume=true"], *others)
-
-    def _result(self, job: Any, overrides: list[str], number: int) -> JobReturn:
-        from submitit.core.utils import FailedJobError, UncompletedJobError
-
-        try:
-            result: JobReturn = job.results()[0]
-            return result
-        except (FailedJobError, UncompletedJobError) as error:
-            reason = str(error).strip().splitlines()[0]
-            return self.failed(overrides, number, f"its process ended before it did: {reason}")
-
-
-def _begin(output: str, arguments: list[str]) -> None:
+def begin(output: str, arguments: list[str]) -> None:
     """Make a process that of one job: its output goes to a file, and it looks as if the script had been started."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
@@ -244,7 +144,7 @@ def _begin(output: str, arguments: list[str]) -> None:
     sys.modules["__main__"].__spec__ = None  # DDP starts the script, not the launcher
 
 
-def _execute(
+def execute(
     number: int,
     overrides: list[str],
     hydra_context: HydraContext | None,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.lightning_prune.search_space import contains, distribution, read
 from hydra_plugins.lightning_prune.sweepers import Jobs, check_all_done, note, prepared, with_folder
 
 if TYPE_CHECKING:
@@ -156,27 +156,6 @@ def goals_of(names: Any, direction: str | Sequence[str] | None) -> dict[str, str
     return dict(zip(metrics, directions, strict=True))
 
 
-def distribution(override: Override) -> BaseDistribution:
-    """Return what an override lets Optuna choose from."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    value: Any = override.value()
-    if override.is_choice_sweep():
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
-    if isinstance(value, IntervalSweep):
-        assert value.start is not None and value.end is not None
-        is_log = "log" in value.tags
-        if isinstance(value.start, int) and isinstance(value.end, int):
-            return IntDistribution(value.start, value.end, log=is_log)
-        return FloatDistribution(float(value.start), float(value.end), log=is_log)
-    if isinstance(value, RangeSweep) and all(
-        isinstance(v, int) for v in (value.start, value.stop, value.step)
-    ):
-        last = list(value.range())[-1]
-        return IntDistribution(int(value.start or 0), int(last), step=int(value.step))
-    return CategoricalDistribution(list(override.sweep_string_iterator()))
-
-
 def remember(
     study: Study, folder: Path, space: Mapping[str, BaseDistribution], goals: Mapping[str, str]
 ) -> tuple[Jobs, list[str]]:
@@ -207,23 +186,6 @@ def remember(
             study.enqueue_trial(params)
             unfinished.append(name)
     return jobs, unfinished
-
-
-def read(text: str, kind: BaseDistribution) -> Any:
-    """Return a setting of the command line as Optuna has it."""
-    from optuna.distributions import FloatDistribution, IntDistribution
-
-    if isinstance(kind, IntDistribution):
-        return int(text)
-    return float(text) if isinstance(kind, FloatDistribution) else text
-
-
-def contains(kind: BaseDistribution, value: Any) -> bool:
-    """Whether Optuna may choose a value."""
-    try:
-        return bool(kind._contains(kind.to_internal_repr(value)))
-    except ValueError:
-        return False
 
 
 def values_of(folder: Path, goals: Mapping[str, str]) -> list[float] | None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 Overrides = list[str]
 Jobs = dict[str, Overrides]
+NUMBERED = "${hydra.job.num}"
 
 
 class GridSweeper(BasicSweeper):
@@ -54,7 +55,8 @@ def prepared(sweeper: BasicSweeper) -> Path:
     """Return the folder of a sweep that is about to begin, with Hydra's own note in it.
 
     Raises:
-        CompactHydraException: in a process that only helps to train, or where another sweep lies there.
+        CompactHydraException: in a process that only helps to train, where another sweep lies there, or for folders of
+            other names.
     """
     from lightning_prune.sweep.notes import is_first_process
 
@@ -63,7 +65,12 @@ def prepared(sweeper: BasicSweeper) -> Path:
         raise CompactHydraException(
             "a sweep is started by the first process alone: this one only helps to train."
         )
-    folder = Path(sweeper.config.hydra.sweep.dir)
+    folder, subdir = Path(sweeper.config.hydra.sweep.dir), sweeper.config.hydra.sweep._get_node("subdir")
+    if subdir is not None and str(subdir._value()) != NUMBERED:
+        raise CompactHydraException(
+            f"`hydra.sweep.subdir` is {NUMBERED}, by which a sweep finds its jobs again, but got "
+            f"{str(subdir._value())!r}."
+        )
     if not sweeper.config.get("resume") and next(folder.glob("*/.hydra"), None):
         raise CompactHydraException(
             f"`hydra.sweep.dir` is a new folder, but got {str(folder)!r}, which holds jobs: resume=true goes on "

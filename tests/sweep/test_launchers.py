@@ -96,6 +96,24 @@ def test_a_killed_job_loses_only_itself_and_goes_on_bit_for_bit(root, subprocess
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
 
 
+def test_a_cluster_gets_what_the_file_says(root, tmp_path, monkeypatch):
+    import submitit
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    config = OmegaConf.load(root / "conf" / "hydra" / "launcher" / "submitit_slurm.yaml")
+    more = {"name": "train", "submitit_folder": str(tmp_path), "slurm_partition": "gpu", "mem_gb": 7}
+    launcher = instantiate(OmegaConf.merge(config, more))
+    executor = submitit.AutoExecutor(folder=tmp_path, cluster=launcher.cluster)
+    executor.update_parameters(**launcher.parameters)
+    text = executor._executor._make_submission_file_text("python", "1")
+    wanted = ("--partition=gpu", "--mem=7GB", "--cpus-per-task=1", "--time=60", "--job-name=train")
+    assert [line for line in wanted if f"#SBATCH {line}\n" not in text] == []
+
+
 def test_ctrl_c_ends_all_processes_and_keeps_what_is_done(root, subprocess_env, tmp_path):
     choices = ["trainer.max_epochs=1,100000", "hydra/launcher=joblib", f"hydra.sweep.dir={tmp_path}"]
     process = start(root, subprocess_env, *SMALL, *QUIET, "model=mlp", "pruning=gradual", *choices)

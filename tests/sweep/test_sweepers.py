@@ -120,6 +120,13 @@ def test_only_the_first_process_starts_a_sweep(root, subprocess_env, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_folders_of_other_names_are_refused(root, subprocess_env, tmp_path):
+    names = ["hydra.sweep.subdir='${hydra.job.override_dirname}'", f"hydra.sweep.dir={tmp_path}"]
+    done = run(root, subprocess_env, "seed=0,1", *names, timeout=100)
+    assert done.returncode == 1
+    assert "`hydra.sweep.subdir` is ${hydra.job.num}, by which a sweep finds its jobs again" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_sweep_goes_on_with_what_is_missing_and_what_is_new(root, subprocess_env, tmp_path):
     folder = f"hydra.sweep.dir={tmp_path}"
