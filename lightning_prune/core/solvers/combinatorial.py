@@ -31,7 +31,7 @@ class ALPS:
     Cost: as for `SparseGPT`, an eigendecomposition of one (in, in) matrix, some fifty products of it with the weights,
         and the systems of `LeastSquares`: out times in^3 operations.
 
-    When: one-shot pruning without fine-tuning, above 50 %; the best of the solvers, and the slowest.
+    When: one-shot pruning without fine-tuning, above 50 %, where time for each layer does not matter.
 
     Args:
         penalty: r of the first steps, above 0.
