@@ -80,9 +80,9 @@ class TopKAST:
     """The largest of the pruned weights learn too, and the others rest: dL/dw = b dL/d(m w) + the exploration's decay.
 
     Jayakumar et al. 2020 (arXiv:2106.03517), section 2: the network reads the top-k weights, A, and the gradient goes
-    to a larger set B, here A and the largest of the others, as many as `wider` of all weights. What only learns decays
-    by `decay` / density of A, as in the paper's exploration loss, so that it comes in where it is worth more than what is
-    there; active weights have the optimizer's own weight decay. The gradient of the rest is zero.
+    to a larger set B, here A and the largest of the others, as many as `wider` of all weights. What only learns
+    decays by `decay` / density of A, as in the paper's exploration loss, so that it comes in where it is worth more
+    than what is there; active weights have the optimizer's own weight decay. The gradient of the rest is zero.
 
     Cost: as for `StraightThrough`, and a selection among the weights of each layer in each step.
 
