@@ -53,7 +53,8 @@ class Progress:
         done = sum(row["status"] == "done" for row in rows)
         failed = f", {len(rows) - done} failed" if done < len(rows) else ""
         num_jobs = int(note.get("num_jobs", 0))
-        return len(rows), num_jobs, f"{done} of {num_jobs} jobs done{failed}{self._best(rows)}"
+        text = f"{done} of {num_jobs} jobs done{failed}{self._best(rows)}" if num_jobs else "starting"
+        return len(rows), num_jobs, text
 
     def _best(self, rows: list[Row]) -> str:
         metric = self.metric or default_metric(rows)
