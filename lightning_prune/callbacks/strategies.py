@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.recipe import Recipe
-from lightning_prune.core.types import Couples
+from lightning_prune.core.types import BY_ROWS, Couples
 from lightning_prune.model.statistics import ACTIVATIONS
 
 
@@ -46,6 +46,12 @@ def check_strategy(strategy: Strategy, callback: Sharding) -> None:
         raise ValueError(
             "`criterion` reads weights or gradients under tensor parallelism, where no process sees whole activations, "
             f"but got {callback.recipe.criterion}, which reads {sorted(activations)}. Use tensor_parallel_size=1."
+        )
+    masking = getattr(callback, "masking", None)
+    if masking is not None and not getattr(masking, BY_ROWS, False):
+        raise ValueError(
+            f"`masking` turns each weight's gradient by itself under {kind}, as StraightThrough does, but got "
+            f"{masking}, which may compare weights of other processes. Use strategy='ddp'."
         )
     if not callback.can_shard:
         raise ValueError(

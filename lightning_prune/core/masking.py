@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune import core
 from lightning_prune.core.checks import check_range
@@ -43,6 +43,7 @@ class StraightThrough:
         tensor([1., 3.])
     """
 
+    by_rows: ClassVar[bool] = True
     decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,6 +71,8 @@ class Dormant:
         >>> Dormant().gradient(weight=weight, grad=torch.tensor([1.0, 1.0]), mask=mask)
         tensor([1., 0.])
     """
+
+    by_rows: ClassVar[bool] = True
 
     def gradient(self, *, weight: Tensor, grad: Tensor, mask: Tensor) -> Tensor:
         return grad.masked_fill(~mask, 0.0)

@@ -29,7 +29,8 @@ layers that write them are read, since to those that read them it gives every ch
 BY_ROWS = "by_rows"
 """Where weights are spread over processes along dim 0, a criterion, granularity or scope with a true attribute of this
 name makes of some rows what it makes of them within the whole: a criterion scores each row by the statistics of that
-row, groups of a granularity lie within rows, and a scope chooses by `core.keep_top` of the mapping it is given, or row
+row, groups of a granularity lie within rows, a masking (which has to have it) turns the gradient of each row by that
+row, and a scope chooses by `core.keep_top` of the mapping it is given, or row
 by row. For others, the tensors are put together first, one at a time."""
 Solver: TypeAlias = "Callable[..., tuple[Tensor, Tensor]]"
 """How the weights that stay make up for others: (*, weight, ...) -> new weight and mask, (out, in) all."""

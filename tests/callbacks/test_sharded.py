@@ -14,6 +14,7 @@ from lightning_prune import (
     InitialPruning,
     PostTrainingPruning,
     SparseTraining,
+    TopKAST,
     TrainTimePruning,
     Wanda,
     WeightRewinding,
@@ -146,6 +147,11 @@ def test_sharded_along_two_dims_of_the_mesh(folder, four):
             "whole weights on each process for PostTrainingPruning",
         ),
         (ModelParallelStrategy(), WeightRewinding(0.5), "whole weights on each process for WeightRewinding"),
+        (
+            ModelParallelStrategy(),
+            TrainTimePruning(0.5, masking=TopKAST()),
+            "`masking` turns each .* but got TopKAST",
+        ),
         (
             ModelParallelStrategy(),
             TrainTimePruning(0.5, granularity=Channel(), shrink="never"),
