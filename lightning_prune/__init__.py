@@ -146,5 +146,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
+def nouns() -> tuple[str, ...]:
+    """Return the names of all nouns: what the ground floor makes public."""
+    return tuple(name for name, home in _HOME_OF.items() if home.startswith("core."))
+
+
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])

@@ -27,6 +27,8 @@ FLOORS = {
     },
     "callbacks": {
         "torch",
+        "jsonargparse",
+        "lightning_prune.nouns",
         "lightning",
         "torchmetrics",
         "numpy",

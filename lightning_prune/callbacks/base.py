@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_prune.callbacks.command_line import teach_jsonargparse
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
 from lightning_prune.callbacks.strategies import check_strategy
@@ -23,6 +24,7 @@ from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
 from lightning_prune.model.shrinking import AnyPruner, pruner_of, sparsities_of
 
+teach_jsonargparse()
 STATE_VERSION = 1
 
 
