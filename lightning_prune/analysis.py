@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from lightning_prune.core.checks import check_choice, check_sparsity
 from lightning_prune.model.sensitivity import Curves, allocate, sensitivity
 from lightning_prune.model.targets import select_targets
+from lightning_prune.report.progress import showing, steps
 from lightning_prune.sweep import is_lower_better
 
 if TYPE_CHECKING:
@@ -76,13 +76,21 @@ def analyse(
 
     def shown(runs: Iterable[Any]) -> Iterator[Any]:
         """Write what there is after each run; `sensitivity` fills `done` in place."""
-        for run in track(list(runs), "layers"):
-            yield run
-            _write(path, metric, done)
+        with showing():
+            for run in steps(list(runs), "layers"):
+                yield run
+                _write(path, metric, done)
 
-    found = sensitivity(
-        model, evaluate, sparsities, include=include, exclude=exclude, done=done, progress=shown
-    )
+    try:
+        found = sensitivity(
+            model, evaluate, sparsities, include=include, exclude=exclude, done=done, progress=shown
+        )
+    except (KeyboardInterrupt, SystemExit):  # a trainer that validates ends the process itself
+        if path.is_file():
+            Console().print(
+                f"The curves so far lie in {path}; go on with curves={path}.", soft_wrap=True, markup=False
+            )
+        raise
     sign = 1.0 if is_lower_better(metric) else -1.0
     losses = {name: {s: sign * value for s, value in curve.items()} for name, curve in found.items()}
     sizes = {name: parameter.numel() for name, parameter in targets.items()}

@@ -73,6 +73,7 @@ def run(main: Callable[[], object]) -> None:
         sys.stderr.write(f"{explained(error)}\n")
         sys.exit(1)
     except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
         sys.exit(130)
     finally:
         del os.environ[FULL_ERROR]

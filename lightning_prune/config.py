@@ -130,6 +130,7 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
             "report": (bool, True),
             "solver": (Any, None),
             "blocks": (Any, None),
+            "solved": (Any, None),
         },
     ),
 }

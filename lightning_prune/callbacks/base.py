@@ -23,6 +23,7 @@ from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
 from lightning_prune.model.shrinking import AnyPruner, pruner_of, sparsities_of
+from lightning_prune.report.progress import showing
 
 teach_jsonargparse()
 STATE_VERSION = 1
@@ -106,7 +107,8 @@ class PruningCallback(L.Callback):
     def _update_(self, fraction: float, **when: Any) -> None:
         """Let the pruner compute and apply new masks, and write down what came of it."""
         assert self.pruner is not None
-        self.pruner.update_(fraction)
+        with showing():
+            self.pruner.update_(fraction)
         self._note_update(fraction, **when)
 
     def _note_update(self, fraction: float, **when: Any) -> None:
@@ -139,7 +141,8 @@ class PruningCallback(L.Callback):
         assert self.pruner is not None and not isinstance(self.pruner, Pruner)
         self.dense = self.dense or copy.deepcopy(self.pruner.call.module)
         known = dict(self.pruner.frozen)
-        self.pruner.shrink_(optimizers, copies)
+        with showing():
+            self.pruner.shrink_(optimizers, copies)
         rewrap_(trainer, module)
         if self.updates:
             self.updates[-1]["achieved"] = self.pruner.sparsity

@@ -27,6 +27,7 @@ from lightning_prune.model.calls import random_states_kept
 from lightning_prune.model.optimizer import mask_state_, trained_ids
 from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import needs_loss
+from lightning_prune.report.progress import showing
 
 
 class InitialPruning(InTraining):
@@ -130,7 +131,7 @@ class InitialPruning(InTraining):
             self._prune_(trainer, pl_module)
 
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        with random_states_kept(module.device), silenced(module):
+        with random_states_kept(module.device), silenced(module), showing():
             batches = training_batches(trainer, self.num_calibration_batches)
             if self.pruner is None:
                 self.pruner = self._coupled(trainer, module, batches[0], trained_ids(trainer.optimizers))

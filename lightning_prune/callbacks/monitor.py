@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_prune.callbacks.reporting import Prunes, build_report, with_kerne
 from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
 from lightning_prune.model.shards import has_shards
 from lightning_prune.report.data import Cost, Evaluation, Report
+from lightning_prune.report.progress import showing, working
 from lightning_prune.report.render import to_rich, write
 from lightning_prune.report.storage import from_json, to_json
 
@@ -77,17 +79,40 @@ class SparsityMonitor(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Leave no hook behind."""
+        """Leave no hook behind; of a run that is ended by Ctrl-C, report on what is done."""
         self._capturing.close()
+        is_fit = trainer.state.fn == "fit" and trainer.global_step > 0
+        if is_fit and isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:
+            self._report_interrupted(trainer, pl_module)
+
+    def _report_interrupted(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the report as far as the run has come, without what takes long to measure."""
+        after = measure(pl_module, self._call, latency=False, compress=False)
+        callbacks, before = self._pruning(trainer), self._cost_before
+        report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
+        kept = "its last checkpoint is kept" if report.checkpoint else "there is no checkpoint of it yet"
+        told = f"The run was interrupted after {trainer.global_step:,} steps, in epoch {trainer.current_epoch}; {kept}."
+        self.report = replace(report, warnings=(*report.warnings, told))
+        paths = write(self.report, self._folder(trainer))
+        if self.show:
+            Console().print(f"{told} Report: {paths[-1]}", soft_wrap=True, highlight=False, markup=False)
+            if report.resume_command:
+                Console().print(
+                    f"Go on: {report.resume_command}", soft_wrap=True, highlight=False, markup=False
+                )
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        return Path(self.folder or trainer.log_dir or trainer.default_root_dir)
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Report:
         """Measure the model as it is now, write the report and return it; on all processes it is the first one's."""
-        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+        folder = self._folder(trainer)
         callbacks, before = self._pruning(trainer), self._cost_before
         after = measure(pl_module, self._call, latency=self.latency and not callbacks)
         if self.latency and callbacks and self._call and before:
             dense = next((cb.dense for cb in callbacks if cb.dense is not None), None)
-            before, after = compare_with_dense(pl_module, self._call, before, after, dense)
+            with showing(), working("measuring latency, before and after in turns"):
+                before, after = compare_with_dense(pl_module, self._call, before, after, dense)
         report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
         if self.latency and callbacks and self._call:
             report = with_kernels(report, pl_module, self._call)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_prune.model.passes import Step, passes_of
 from lightning_prune.model.ranks import is_distributed
 from lightning_prune.model.statistics import Statistics
+from lightning_prune.report.progress import steps
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -66,7 +67,7 @@ class _Counted:
         self.batches, self.num_batches = batches, 0
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
+        for batch in steps(self.batches, "calibration"):
             self.num_batches += 1
             yield batch
 
@@ -93,7 +94,7 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches
             norm.training = True
-        for batch in batches:
+        for batch in steps(batches, "batch norm"):
             (forward or call_model)(model, batch)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -24,6 +24,7 @@ from lightning_prune.model.grouping import without
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
 from lightning_prune.model.targets import output_dims, select_targets
+from lightning_prune.report.progress import working
 
 
 class GroupPruner(Masked):
@@ -182,7 +183,8 @@ class GroupPruner(Masked):
         Raises:
             ValueError: nothing is left to prune, or a budget is out of reach of what is left.
         """
-        found = settle(self.couplings, self._kept, freeze=self._drop)
+        with working("comparing the smaller model with the masked one"):
+            found = settle(self.couplings, self._kept, freeze=self._drop)
         self.choice, plan, self.frozen = self.agree((dict(found[0]), found[1], self.frozen))
         self._drop([name for name in self.frozen if name in self.couplings.groups], "frozen before")
         assert isinstance(plan, Plan)

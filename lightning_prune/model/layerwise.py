@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from lightning_prune.model.calibration import Loss, call_model, evaluating, grad
 from lightning_prune.model.matrices import Grams, Matrix, matrix_of
 from lightning_prune.model.passes import Step
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.solved import Solved
 from lightning_prune.model.stages import stages_of
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ def solve_(
     loss: Loss | None = None,
     blocks: str | None = None,
     progress: Progress[Any] = iter,
+    done: Solved | None = None,
 ) -> None:
     """Prune each target by a solver, in place, in the order in which they run; the pruner's masks follow.
 
@@ -63,6 +65,7 @@ def solve_(
         loss: as for `calibrate`, for solvers by gradients.
         blocks: path of the module that holds the blocks; by default the longest chain that is found.
         progress: stages -> the same, shown as they go by.
+        done: layers of before, which are taken over, and where each is written down when it is solved.
 
     Raises:
         ValueError: no calibration data, no loss where gradients are asked for, a layer that does not run, or inputs or
@@ -77,17 +80,34 @@ def solve_(
                 "`loss` is a function (model, batch) -> scalar, which the solver needs, but got None."
             )
         for name in progress(list(matrices)):
-            found = gradients_by_batch(pruner.model, pruner.targets[name], data, loss)
-            _solve_one_(pruner, solver, name, matrices[name], gradients=found)
+            if not _is_taken_over_(pruner, done, (name,)):
+                found = gradients_by_batch(pruner.model, pruner.targets[name], data, loss)
+                _solve_one_(pruner, solver, name, matrices[name], gradients=found)
+                _write_down(pruner, done, (name,))
         return
     with evaluating(pruner.model):
         for stage in progress(stages_of(pruner.model, matrices, data, forward or call_model, blocks)):
-            grams = Grams({name: matrices[name] for name in stage.names})
-            with grams.watch():
-                stage.run()
-            for name in stage.names:
-                _solve_one_(pruner, solver, name, matrices[name], gram=grams.read(name))
+            if not _is_taken_over_(pruner, done, stage.names):
+                grams = Grams({name: matrices[name] for name in stage.names})
+                with grams.watch():
+                    stage.run()
+                for name in stage.names:
+                    _solve_one_(pruner, solver, name, matrices[name], gram=grams.read(name))
+                _write_down(pruner, done, stage.names)
             stage.leave()
+
+
+def _is_taken_over_(pruner: Pruner, done: Solved | None, names: Sequence[Name]) -> bool:
+    """Put layers that were solved before in their place, if all of them were."""
+    if done is None or not done.has(names):
+        return False
+    done.load_(pruner, names)
+    return True
+
+
+def _write_down(pruner: Pruner, done: Solved | None, names: Sequence[Name]) -> None:
+    if done is not None:
+        done.save(pruner, names)
 
 
 def _solve_one_(

@@ -14,6 +14,7 @@ from lightning_prune.graph import Couplings
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.latency import measure_latencies
 from lightning_prune.model.surgery import execute_
+from lightning_prune.report.progress import working
 
 Counts: TypeAlias = dict[str, int]
 """Group name -> how many indices it keeps."""
@@ -59,7 +60,8 @@ class _Latency:
         if key not in self.known:
             groups = self.couplings.groups
             is_whole = all(groups[name].size == kept for name, kept in counts.items())
-            self.known[key] = 1.0 if is_whole else self._measured(counts)
+            with working(f"looking for a latency, measurement {len(self.known) + 1}"):
+                self.known[key] = 1.0 if is_whole else self._measured(counts)
         return self.known[key]
 
     def _measured(self, counts: Counts) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_prune.core.schedules import Exponential
+from lightning_prune.report.progress import steps
 
 if TYPE_CHECKING:
     from lightning_prune.model.shrinking import AnyPruner
@@ -50,10 +51,8 @@ def prune_in_rounds_(
     """
     dense = {name: p.detach().clone() for name, p in pruner.targets.items()} if revive else {}
     *early, last = round_fractions(pruner.final_sparsity, num_rounds)
-    for fraction, update in [
-        *((fraction, pruner.update_) for fraction in early),
-        (last, update_ or pruner.update_),
-    ]:
+    rounds = [*((fraction, pruner.update_) for fraction in early), (last, update_ or pruner.update_)]
+    for fraction, update in steps(rounds, "rounds") if early else rounds:
         with torch.enable_grad():
             measure()
         if revive:
