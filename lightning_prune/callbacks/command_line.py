@@ -23,5 +23,5 @@ def teach_jsonargparse() -> None:
 
     # scopes name types of tensors that their modules do not import, for want of torch: any will do
     Scope.__call__.__annotations__ = {"scores": Any, "sparsity": float, "return": Any}
-    members = [getattr(sys.modules["lightning_prune"], name) for name in nouns()]
+    members: list[type] = [getattr(sys.modules["lightning_prune"], name) for name in nouns()]
     set_parsing_settings(subclasses_enabled=[noun for noun in members if dataclasses.is_dataclass(noun)])

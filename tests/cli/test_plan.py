@@ -324,7 +324,7 @@ def test_the_length_of_a_run_is_that_of_the_trainer(options, steps):
         (PostTrainingPruning(0.5, solver=SparseGPT(), granularity=Slice(dim=1)), "use LeastSquares"),
         (WeightRewinding(0.5), "`max_epochs` is the length of one training"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.filterwarnings("ignore:.max_epochs. was not set")
 def test_a_misfit_is_a_trouble_and_no_exception(pruning, told):
