@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -60,10 +61,15 @@ class InMemory(L.LightningDataModule):
             self.sets["train"], num_replicas=num_processes, rank=rank, shuffle=True, seed=self.loading.seed
         )
         self._train_loader = self._loader("train", self.loading.batch_size, sampler)
-        if self._resumed:
+        if self._resumed and self._is_fitting:
             self._train_loader.load_state_dict(self._resumed)
             self._resumed = {}
         return self._train_loader
+
+    @property
+    def _is_fitting(self) -> bool:
+        """Whether the batches are trained on; a checkpoint that is calibrated on gives all of them."""
+        return self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def state_dict(self) -> dict[str, int]:
         """Return how far the training loader is.

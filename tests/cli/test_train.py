@@ -126,6 +126,15 @@ def test_a_trained_model_is_pruned_without_training(tmp_path):
     assert report["metrics_before"]["val/acc"] == pytest.approx(dense["val/acc"])
 
 
+def test_a_checkpoint_of_one_whole_epoch_is_calibrated_on_all_data(tmp_path):
+    """The place within the epoch, its end, is that of a training which goes on, and of nothing else."""
+    train(tmp_path / "dense", "pruning=none", "trainer.max_epochs=1", "trainer.limit_train_batches=1.0")
+    checkpoint = f"ckpt_path={tmp_path}/dense/checkpoints/last.ckpt"
+    assert train(tmp_path, "pruning=wanda", "train=false", checkpoint)["sparsity"] == pytest.approx(
+        0.5, abs=0.01
+    )
+
+
 def test_a_resumed_run_ends_as_the_whole_one(tmp_path):
     every = ("+callbacks.checkpoint.every_n_train_steps=7", "callbacks.checkpoint.filename='{step}'")
     keep_all = ("+callbacks.checkpoint.save_top_k=-1", "pruning=global_unstructured")
