@@ -119,7 +119,8 @@ def _resume_command(path: str | None) -> str | None:
     if path is None:
         return None
     invocation = current()
-    return invocation.resumed(path) if invocation else f"trainer.fit(model, ckpt_path={path!r})"
+    own = invocation.resumed(path) if invocation else None
+    return own or f"trainer.fit(model, ckpt_path={path!r})"
 
 
 def _load_command(module: L.LightningModule, path: str | None) -> str | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
@@ -23,6 +25,9 @@ INNER_NAME = re.compile(r"([\w.-]+)['\"]?\s*:")
 PLAIN = re.compile(r"[\w./@+-]+", re.ASCII)
 
 
+CKPT_PATH = "ckpt_path"
+
+
 @dataclass(frozen=True)
 class Invocation:
     """A command line of the form `python script.py name=value ...`, and what was composed of it.
@@ -31,13 +36,13 @@ class Invocation:
         words: the program and the script.
         overrides: the settings given on the command line, `name=value`.
         config: the composed configuration as text, without secrets.
-        resumes: name of the setting that a checkpoint's path goes to.
+        resumes: name of the setting that a checkpoint's path goes to; None where there is none.
     """
 
     words: tuple[str, ...]
     overrides: tuple[str, ...] = ()
     config: str | None = None
-    resumes: str = "ckpt_path"
+    resumes: str | None = CKPT_PATH
 
     @property
     def command(self) -> str:
@@ -49,13 +54,15 @@ class Invocation:
         """
         return shlex.join([*self.words, *map(redacted_setting, self.overrides)])
 
-    def resumed(self, path: str) -> str:
-        """Return the command line that goes on from a checkpoint.
+    def resumed(self, path: str) -> str | None:
+        """Return the command line that goes on from a checkpoint; None where no setting takes one.
 
         Example:
             >>> print(Invocation(("python", "train.py"), ("seed=1", "ckpt_path=old.ckpt")).resumed("epoch=3.ckpt"))
             python train.py seed=1 'ckpt_path='"'"'epoch=3.ckpt'"'"''
         """
+        if self.resumes is None:
+            return None
         kept = [o for o in self.overrides if o.lstrip("+~").partition("=")[0] != self.resumes]
         value = path if PLAIN.fullmatch(path) else "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
         return shlex.join([*self.words, *map(redacted_setting, kept), f"{self.resumes}={value}"])
@@ -75,8 +82,23 @@ def invoked(invocation: Invocation) -> Iterator[None]:
 
 
 def current() -> Invocation | None:
-    """Return how this run was started, or None where nobody has said it."""
-    return _current.get()
+    """Return how this run was started: as was said, or as Hydra has noted of any application of its own."""
+    return _current.get() or _of_hydra()
+
+
+def _of_hydra() -> Invocation | None:
+    """Read what Hydra leaves in a run's folder, where an application runs that is not one of ours."""
+    known = sys.modules.get("hydra.core.hydra_config")
+    if known is None or not known.HydraConfig.initialized():
+        return None
+    hydra, omega = known.HydraConfig.get(), sys.modules["omegaconf"].OmegaConf
+    file = Path(hydra.runtime.output_dir or "") / (hydra.output_subdir or "") / "config.yaml"
+    if hydra.output_subdir is None or not file.is_file():
+        return None
+    config = omega.to_container(omega.load(file), resolve=False)
+    resumes = CKPT_PATH if CKPT_PATH in config else None
+    text = omega.to_yaml(omega.create(redacted(config)))
+    return Invocation(("python", sys.argv[0]), tuple(hydra.overrides.task), text, resumes)
 
 
 def redacted(value: Any, name: str = "") -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -51,6 +53,38 @@ def test_the_command_that_goes_on_gives_back_the_path(path):
     assert words[:4] == ["python", "train.py", "pruning=erk", "seed=3"]
     (override,) = OverridesParser.create().parse_overrides(words[4:])
     assert (override.key_or_group, override.value()) == ("ckpt_path", path)
+
+
+APP = """
+import hydra
+from lightning_prune.report.invocation import current
+
+@hydra.main(version_base="1.3", config_path=".", config_name="app")
+def main(cfg):
+    found = current()
+    print(found.command, found.resumed("last.ckpt"), found.config, sep="\\n")
+
+import sys
+main()
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_any_hydra_application_is_known(subprocess_env, tmp_path, resumes):
+    """One that knows nothing of reports: what Hydra has noted of it is enough, and its secrets stay its own."""
+    (tmp_path / "app.py").write_text(APP)
+    known = "ckpt_path: null\n" if resumes else ""
+    (tmp_path / "app.yaml").write_text(
+        f"lr: 1\nlogger: {{api_key: s3cr3t}}\nfolder: ${{hydra:runtime.cwd}}\n{known}"
+    )
+    command = [sys.executable, "app.py", "lr=3", "logger.api_key=0th3r"]
+    done = subprocess.run(command, cwd=tmp_path, env=subprocess_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, *config = done.stdout.splitlines()
+    assert first == "python app.py lr=3 'logger.api_key=***'"
+    assert second == (f"{first} ckpt_path=last.ckpt" if resumes else "None")
+    assert {"lr: 3", "  api_key: '***'", "folder: ${hydra:runtime.cwd}"} <= set(config)
 
 
 def test_it_is_known_only_while_the_run_lasts():

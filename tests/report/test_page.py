@@ -134,6 +134,20 @@ def test_every_layer_and_every_reason_is_there_however_many():
     assert all(f"net.{i}.weight" in told and f"net.{i}.bias[0]" in told for i in range(500))
 
 
+def test_blocks_are_kept_or_gone():
+    groups = (Group("blocks.0", "block", 1, 1), Group("blocks.1", "block", 1, 0))
+    report = replace(STRUCTURED, recipe={"granularity": "Layer(unit='block')"}, groups=groups)
+    page = to_page(report)
+    assert "2 residual blocks that can go as wholes; 1 of them are gone." in Elements(page).text
+    (table,) = [
+        part
+        for part in sections_of(report)["Coupled groups"]
+        if getattr(part, "columns", ("",))[0] == "block"
+    ]
+    assert table.rows == (("blocks.0", "kept"), ("blocks.1", "gone"))
+    assert not {"Weights removed or zero", "Blocks of each layer"} & set(charts_of(page))
+
+
 def evil_report() -> Report:
     texts = {EVIL: EVIL}
     layer = Layer(EVIL, (2, 2), 4, 2, 2, 1, 4, 2)

@@ -111,7 +111,7 @@ def sparsities(report: Report) -> Charts:
     """The fraction of zeros of each pruned weight; of a smaller model, what is gone of its dense size."""
     dense = _dense(report)
     layers = [layer for layer in report.layers if layer.name in dense and dense[layer.name].params][:MAX_BARS]
-    if not layers:
+    if not layers or rows.unit(report) in ("blocks", "branches"):  # those go as wholes
         return ()
     old = [dense[layer.name] for layer in layers]
     was = tuple(None if cost.nonzeros is None else 1 - cost.nonzeros / cost.params for cost in old)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightning_prune.report import rows
 from lightning_prune.report.data import Cost, Group, Latency, Report, differs
@@ -160,8 +160,7 @@ def _groups(report: Report) -> tuple[Part, ...]:
             if role in ("block", "branch")
             else f"{len(report.groups):,} groups of slices that can only go together; {gone:,} of them lost some."
         )
-        head = ("group", "kind", "before", "kept", "goes together")
-        table = Table("", head, tuple(map(_group_row, report.groups)))
+        table = _blocks(report.groups) if role in ("block", "branch") else _coupled(report.groups)
         is_long = len(table.rows) > MAX_ROWS
         found += [Items((told,)), Fold(f"All {len(table.rows):,} groups", (table,)) if is_long else table]
     by_reason: dict[str, list[str]] = {}
@@ -179,16 +178,18 @@ def _groups(report: Report) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def _group_row(group: Group) -> tuple[str, ...]:
-    shown = ", ".join(group.places[:MAX_PLACES])
+def _blocks(groups: Sequence[Group]) -> Table:
+    return Table("", ("block", ""), tuple((group.name, "kept" if group.kept else "gone") for group in groups))
+
+
+def _coupled(groups: Sequence[Group]) -> Table:
+    head = ("group", "kind", "before", "kept", "goes together")
+    return Table("", head, tuple((g.name, g.role, f"{g.size:,}", f"{g.kept:,}", _places(g)) for g in groups))
+
+
+def _places(group: Group) -> str:
     more = len(group.places) - MAX_PLACES
-    return (
-        group.name,
-        group.role,
-        f"{group.size:,}",
-        f"{group.kept:,}",
-        shown + (f" and {more} more" if more > 0 else ""),
-    )
+    return ", ".join(group.places[:MAX_PLACES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _commands(report: Report) -> tuple[Part, ...]:

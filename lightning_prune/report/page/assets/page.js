@@ -48,7 +48,9 @@
       stepped: line.is_stepped ? "before" : false,
       spanGaps: true,
     }));
-    const range = data.is_percent ? { min: 0, max: 1 } : { grace: "5%" };
+    const highest = Math.max(...shown.flatMap((line) => line.points.map(([, y]) => y ?? -Infinity)));
+    const isFraction = highest <= 1 && highest > 0.9; // such as an accuracy: there is nothing above 1
+    const range = data.is_percent ? { min: 0, max: 1 } : { grace: "5%", ...(isFraction ? { max: 1 } : {}) };
     const single = shown.length < 2;
     const labels = { title: (items) => `${data.x} ${number(items[0].parsed.x)}`,
                      label: (item) => `${item.dataset.label}: ${format(item.parsed.y)}` };
@@ -62,7 +64,7 @@
         parsing: false,
         interaction: { mode: "nearest", axis: "x", intersect: false },
         scales: {
-          x: axis(data.x, number, { type: "linear", ticks: { color: colour("muted"), callback: number, maxRotation: 0 } }),
+          x: axis(data.x, number, { type: "linear", beginAtZero: true, ticks: { color: colour("muted"), callback: number, maxRotation: 0 } }),
           y: axis(data.y, format, range),
         },
       },
