@@ -15,6 +15,9 @@ DATA = Path(os.environ.get("LIGHTNING_PRUNE_DATA", ROOT.parent / "shared" / "dat
 
 if str(ROOT) not in sys.path:  # a checkout that is not installed
     sys.path.insert(0, str(ROOT))
+GUIDES = ROOT / ".ci" / "guides"
+"""Packages that only guides need, as transformers; `.ci/run` installs them. Theirs come after the environment's own."""
+sys.path += [str(GUIDES)] if GUIDES.is_dir() else []
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("project")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import GUIDES as MORE
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 GUIDES = ROOT / "docs" / "guides"
-MORE = ROOT / ".ci" / "guides"  # packages that only the guides need
 NEEDS = {
     "lightning-module": (),
     "hydra-template": ("sklearn",),
@@ -115,7 +115,7 @@ def run(command: str, python: Path, folder: Path) -> str:
 @pytest.mark.parametrize("guide", NEEDS)
 def test_a_guide_works_as_it_is_written(guide, python, tmp_path):
     for package in NEEDS[guide]:
-        if find_spec(package) is None and not (MORE / package).is_dir():
+        if find_spec(package) is None:
             pytest.skip(f"no {package}: .ci/run installs it")
     text = (GUIDES / f"{guide}.md").read_text(encoding="utf-8")
     for name, content in files_of(text).items():
