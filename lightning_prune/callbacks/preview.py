@@ -93,7 +93,7 @@ def preview(
         cost_after=expected.after,
         groups=groups_of(expected.pruner),
         frozen=_frozen(expected.pruner),
-        updates=updates,
+        updates=updates if final is not None else (),
         when=when,
         notes=(*expected.notes, *notes),
         risks=tuple(risks_of(layers, expected)) if expected.after else (),

@@ -137,7 +137,7 @@ def page(preview: Preview, *, limit: bool = True) -> Page:
     few, many = (MAX_UPDATES, MAX_LAYERS) if limit else (sys.maxsize, sys.maxsize)
     tables = [
         _measured(rows.costs(preview.cost_before, preview.cost_after, ("now", "expected"))),
-        _layers(preview.layers, many),
+        _layers(preview.layers if preview.cost_after else (), many),  # else nothing is expected
         _groups(preview.groups, many),
         _by_reason("What stays whole", ("reason", "dims", "such as"), preview.frozen, few),
         _by_reason("Weights that are left out", ("reason", "weights", "such as"), preview.left_out, few),
@@ -163,7 +163,8 @@ def _facts(preview: Preview) -> list[tuple[str, str]]:
     facts = [("Model", preview.model)]
     if preview.kind == "none":
         return [*facts, ("Pruning", "none")]
-    facts.append(("Targets", f"{len(preview.targets):,} {unit}, {len(preview.left_out):,} left out"))
+    if preview.targets:
+        facts.append(("Targets", f"{len(preview.targets):,} {unit}, {len(preview.left_out):,} left out"))
     if preview.target_sparsity is not None:
         facts.append(("Sparsity", f"{percent(preview.target_sparsity)} in the end"))
     facts.append(("When", preview.when))

@@ -207,7 +207,10 @@ def test_what_stands_in_the_way_is_told(tmp_path, overrides, told, capsys):
     assert not found["is_fine"]
     for text in told:
         assert text in troubles, troubles
-    assert "TROUBLE" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "TROUBLE" in shown
+    if found["cost_after"] is None:  # then nothing is foretold either
+        assert found["updates"] == [] and "Layers, as expected" not in shown
 
 
 def test_layers_that_would_die_are_named_and_strict_counts_them(tmp_path):
