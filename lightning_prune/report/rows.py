@@ -209,6 +209,8 @@ def all_layers(report: Report) -> Table:
         "nonzero": counts(*(layer.nonzeros for layer in report.layers)),
         "sparsity": [percent(layer.sparsity) for layer in report.layers],
     }
+    if columns["nonzero before"] in (columns["weights before"], columns["weights"]):  # none was zero
+        del columns["nonzero before"]
     if columns["shape"] == columns["shape before"]:
         del columns["shape before"], columns["weights before"]
     if any(layer.num_groups is not None for layer in report.layers):

@@ -138,7 +138,7 @@ def test_blocks_are_kept_or_gone():
     groups = (Group("blocks.0", "block", 1, 1), Group("blocks.1", "block", 1, 0))
     report = replace(STRUCTURED, recipe={"granularity": "Layer(unit='block')"}, groups=groups)
     page = to_page(report)
-    assert "2 residual blocks that can go as wholes; 1 of them are gone." in Elements(page).text
+    assert "1 of 2 residual blocks that can go as wholes: gone." in Elements(page).text
     (table,) = [
         part
         for part in sections_of(report)["Coupled groups"]

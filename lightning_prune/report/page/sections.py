@@ -155,10 +155,11 @@ def _groups(report: Report) -> tuple[Part, ...]:
     found: list[Part] = []
     if report.groups:
         gone, role = sum(group.kept < group.size for group in report.groups), report.groups[0].role
+        of = f"{gone:,} of {len(report.groups):,}"
         told = (
-            f"{len(report.groups):,} residual {role}s that can go as wholes; {gone:,} of them are gone."
+            f"{of} residual {role}s that can go as wholes: gone."
             if role in ("block", "branch")
-            else f"{len(report.groups):,} groups of slices that can only go together; {gone:,} of them lost some."
+            else f"{of} groups of slices that can only go together: smaller than they were."
         )
         table = _blocks(report.groups) if role in ("block", "branch") else _coupled(report.groups)
         is_long = len(table.rows) > MAX_ROWS

@@ -42,7 +42,7 @@
       backgroundColor: series(index),
       borderDash: line.is_dashed ? [6, 4] : [],
       borderWidth: 2,
-      pointRadius: data.markers ? 4 : line.points.length > 60 ? 0 : 2.5,
+      pointRadius: data.markers ? 4 : line.points.length > 30 ? 0 : 2.5,
       pointHitRadius: 8,
       showLine: !data.markers,
       stepped: line.is_stepped ? "before" : false,
