@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_prune.core.patterns import listed
 from lightning_prune.graph.depth import Block, find_blocks, find_branches
 from lightning_prune.graph.equations import solve, ties
-from lightning_prune.graph.groups import Group, find_groups
+from lightning_prune.graph.groups import Group, Places, find_groups, recognised
 from lightning_prune.graph.integers import Attribute
 from lightning_prune.graph.plan import Plan, Scale
 from lightning_prune.graph.projection import Counts, mask_of, size_of
@@ -55,7 +55,11 @@ class Couplings:
 
     @cached_property
     def groups(self) -> dict[str, Group]:
-        """The groups that can be pruned, by name, in the order of the model."""
+        """The groups that can be pruned, by name, in the order of the model; freezing some renames no other."""
+        return {name: group for name, group in self._found.items() if not is_frozen(group.atom)}
+
+    @cached_property
+    def _found(self) -> dict[str, Group]:
         return find_groups(self.record)
 
     @cached_property
@@ -76,7 +80,7 @@ class Couplings:
             for dim, node in enumerate(types):
                 if find(node).size > 1 and is_frozen(node):
                     reasons = dict.fromkeys(atom.reason for atom in atoms(node) if atom.reason)
-                    found[f"{name}[{dim}]"] = "; ".join(reasons)
+                    found[f"{name}[{dim}]"] = "; ".join(reasons) or "pieces of size 1"
         return found
 
     @cached_property
@@ -96,6 +100,19 @@ class Couplings:
         """Take groups out for good: they move to `frozen`."""
         for name in names:
             freeze(self.groups[name].atom, reason)
+        self._forget()
+
+    def left(self, counts: Mapping[str, int]) -> dict[str, tuple[str, Places]]:
+        """Return role and places of what is still a group when groups keep `counts` indices, frozen or not."""
+        groups = self._found.items()
+        return {name: (g.role, g.places) for name, g in groups if counts.get(name, g.size) > 1}
+
+    def recognise(self, before: Mapping[str, tuple[str, Places]]) -> None:
+        """Give the groups the names and roles that they had in a larger model, of which `left` has returned them."""
+        self._found = recognised(self._found, before)
+        self._forget()
+
+    def _forget(self) -> None:
         for cached in ("groups", "ties"):
             self.__dict__.pop(cached, None)
 

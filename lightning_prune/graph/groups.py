@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from lightning_prune.graph.trace import Record
 from lightning_prune.graph.types import Type, atoms, factors, find, is_frozen
 
 ROLES = ("channel", "head", "head_dim", "part")
+Places: TypeAlias = tuple[tuple[str, int], ...]
+"""Where a group occurs: tensors and dims."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,11 @@ class Group:
         return tuple(dict.fromkeys(member.tensor for member in self.members))
 
     @property
+    def places(self) -> Places:
+        """Where it occurs."""
+        return tuple((member.tensor, member.dim) for member in self.members)
+
+    @property
     def is_renormalised(self) -> bool:
         """Whether a mean or a variance runs over it, which is that of the surviving indices afterwards."""
         return "renormalised" in self.atom.notes
@@ -95,6 +103,28 @@ def find_groups(record: Record) -> dict[str, Group]:
         if any(member.is_parameter for member in found):
             name = _name(found[0], roles[atom], groups)
             groups[name] = Group(name, atom.size, roles[atom], _kind(found), tuple(found), atom)
+    return groups
+
+
+def recognised(found: Mapping[str, Group], before: Mapping[str, tuple[str, Places]]) -> dict[str, Group]:
+    """Give groups of a model that has become smaller the names and roles that they had in the larger one.
+
+    Both follow from what else there is, and a group of which one index is left is none any more.
+
+    Args:
+        found: the groups of the smaller model.
+        before: name -> role and places, of those that are left.
+    """
+    known: dict[Places, list[tuple[str, str]]] = {}
+    for name, (role, places) in before.items():
+        known.setdefault(places, []).append((name, role))
+    groups: dict[str, Group] = {}
+    for group in found.values():
+        if same := known.get(group.places):  # in one place they are told apart by their order
+            name, role = same.pop(0)
+        else:
+            name, role = _name(group.members[0], group.role, {*before, *groups}), group.role
+        groups[name] = replace(group, name=name, role=role)
     return groups
 
 

@@ -111,6 +111,9 @@ class TracedFloat(float):
         made.expression = expression
         return made
 
+    def __neg__(self) -> Any:
+        return self * -1
+
     def __reduce__(self) -> tuple[Any, ...]:
         return float, (float(self),)
 
@@ -125,6 +128,9 @@ class TracedInt(int):
         made = super().__new__(cls, value)
         made.expression = expression
         return made
+
+    def __neg__(self) -> Any:
+        return self * -1
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int(self),)

@@ -22,7 +22,7 @@ from lightning_prune.graph.integers import (
     expression_of,
     is_traced,
 )
-from lightning_prune.graph.refinement import ConflictError, split_product
+from lightning_prune.graph.refinement import ConflictError, cut, split_product
 from lightning_prune.graph.rules.table import Types
 from lightning_prune.graph.types import Type, find, freeze, is_frozen, product
 
@@ -203,6 +203,44 @@ def _split(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
             freeze(node, f"rest of a split of {calls.path or 'the model'}")
 
 
+def _item(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
+    """Slices begin and end at sizes of what lies before or behind; numbers written in the code, the replay judges."""
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    types, d = calls.types(args[0]), 0
+    if not all(entry is None or entry is Ellipsis or isinstance(entry, (slice, int)) for entry in index):
+        return
+    num_given = sum(isinstance(entry, (slice, int)) for entry in index)
+    for entry in index:
+        if isinstance(entry, slice):
+            for value in (entry.start, entry.stop):
+                _bound(calls, value, types[d], "slice")
+        d += 0 if entry is None else len(types) - num_given if entry is Ellipsis else 1
+
+
+def _narrow(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
+    d, start, length = (
+        kwargs.get(name, args[place] if len(args) > place else None)
+        for place, name in enumerate(("dim", "start", "length"), start=1)
+    )
+    _bound(calls, start, calls.types(args[0])[d], "narrow")
+    if isinstance(length, TracedInt):
+        calls.equate(length, calls.types(result)[d], "narrow")
+
+
+def _bound(calls: PythonCalls, value: Any, node: Type, name: str) -> None:
+    """Write down that a part of a dim begins or ends at `value`, which is negative where it counts from the end."""
+    size = find(node).size
+    if isinstance(value, TracedInt) and 0 < abs(value) < size and not is_frozen(node):
+        try:
+            before, behind = cut(node, int(value) % size)
+        except ConflictError:
+            return
+        if value < 0:
+            calls.equate(-value, behind, name)
+        else:
+            calls.equate(value, before, name)
+
+
 def _chunk(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
     """Chunks are equally many indices each; where the last one is smaller, all stay as they are."""
     d = kwargs.get("dim", args[2] if len(args) > 2 else 0)
@@ -254,4 +292,6 @@ _EQUATIONS: dict[str, Callable[[PythonCalls, Any, Any, Any], None]] = {
     "group_norm": _grouped(1, "num_groups"),
     "unflatten": _unflatten,
     "chunk": _chunk,
+    "__getitem__": _item,
+    "narrow": _narrow,
 }

@@ -51,7 +51,7 @@ class DepthPruner:
         self.num_groups = len(self.blocks)
         if not self.blocks:
             raise ValueError(
-                f"`granularity` {self.granularity} leaves out residual {self.granularity.unit}s, but "
+                f"`granularity` {self.granularity} leaves out residual {'blocks' if is_block else 'branches'}, but "
                 f"{type(model).__name__} has none that can go: a module that runs once and "
                 + (
                     "returns its input plus something, "
@@ -129,6 +129,8 @@ class DepthPruner:
             self.frozen |= broken
             self._rank()
         plan = self.plan()
+        if plan.is_empty:
+            return plan
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.plans.append(plan)
         self.targets = {n: p for n, p in self.model.named_parameters() if n in self.targets}

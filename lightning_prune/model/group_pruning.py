@@ -15,12 +15,14 @@ from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import GroupScores, Masks, Name
 from lightning_prune.graph import Choice, Plan, trace
+from lightning_prune.graph.groups import Places
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.calls import Call
 from lightning_prune.model.contest import Contest
 from lightning_prune.model.equivalence import settle
 from lightning_prune.model.grouping import without
+from lightning_prune.model.history import plans_of
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
 from lightning_prune.model.targets import output_dims, select_targets
@@ -63,16 +65,19 @@ class GroupPruner(Masked):
         self.masks: Masks = {}
         self.choice: dict[str, Tensor] = {}
         self.plans: list[Plan] = []
+        self.known: dict[str, tuple[str, Places]] = {}
+        """Role and places of the groups of a model that was cut, which go by the names that they had before."""
         self.fraction = 0.0
         self.agree: Callable[[Any], Any] = lambda found: found
         """What one process has found -> what all go by; each is asked at the same points."""
         self._scores: GroupScores | None = None
         self._is_proved = False
         self._refresh()
-        self._check_not_empty()
+        if not plans_of(model):  # of one that was cut, a checkpoint may know of groups that are none any more
+            self._check_not_empty()
 
     def _check_not_empty(self) -> None:
-        if not self.contest.groups:
+        if not self.contest.sizes:
             frozen = self.couplings.frozen
             raise ValueError(
                 f"`granularity` {self.recipe.granularity} finds nothing to prune in {type(self.model).__name__}. "
@@ -141,6 +146,7 @@ class GroupPruner(Masked):
 
     def choose_(self, fraction: float) -> None:
         """Choose anew as `update_` does, but change no weight yet."""
+        self._check_not_empty()
         weights = group_scores(
             self.statistics.read(), self.scored, criterion=self.recipe.criterion, granularity=Weight()
         )
@@ -214,11 +220,13 @@ class GroupPruner(Masked):
             self.masks = self._masks()
             return plan
         spent = self.contest.cost(self.choice)
+        self.known = self.couplings.left({name: kept for name, (_, kept) in plan.groups.items()})
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.statistics.cut_(self.model, plan.slices)
         self.plans.append(plan)
         self.choice, self.masks = {}, {}
         self.couplings = trace(self.call.module, self.call.args, self.call.kwargs, root=self.model)
+        self.couplings.recognise(self.known)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         self.scored = {name: shapes[name] for name in self.scored}
         self.contest.follow(self.couplings, spent, self.scored)
@@ -239,6 +247,8 @@ class GroupPruner(Masked):
             "frozen": dict(self.frozen),
             "contest": self.contest.state_dict(),
             "plans": to_data(self.plans),
+            "known": dict(self.known),
+            "outputs": dict(self.outputs),
             "statistics": self.statistics.state_dict(),
         }
 
@@ -250,7 +260,10 @@ class GroupPruner(Masked):
         """
         packed: Mapping[str, PackedMask] = state["choice"]
         choice = {name: unpack(name, mask) for name, mask in packed.items()}
-        groups = self.contest.groups
+        groups: Mapping[str, Any] = self.contest.groups
+        if known := state.get("known", {}):
+            self.couplings.recognise(known)
+            groups = self.couplings.groups
         wrong = [
             name for name, mask in choice.items() if name not in groups or len(mask) != groups[name].size
         ]
@@ -260,6 +273,7 @@ class GroupPruner(Masked):
                 f"{listed(wrong)}: the model, `include` or `exclude` has changed."
             )
         self.plans, self.choice = list(from_data(state["plans"])), choice
+        self.known, self.outputs = dict(known), dict(state.get("outputs", self.outputs))
         for name, reason in state["frozen"].items():
             self._drop([name], reason)
         self.contest.load_state_dict(state["contest"])

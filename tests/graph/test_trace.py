@@ -152,6 +152,32 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
         TOKENS,
         {"a.weight", "a.weight[dim 0]"},
     ),
+    "slices by attributes": (
+        lambda: Function(
+            lambda m, x: (lambda y: m.head(y[..., : m.left]) + m.other(y[:, :, -m.right :]))(m.a(x)),
+            a=nn.Linear(8, 10),
+            left=4,
+            right=6,
+            head=nn.Linear(4, 4),
+            other=nn.Linear(6, 4),
+        ),
+        TOKENS,
+        {"a.weight", "a.weight[dim 0]"},
+    ),
+    "narrowed by attributes": (
+        lambda: Function(
+            lambda m, x: (lambda y: m.head(y.narrow(-1, 0, m.left)) + m.other(y.narrow(-1, m.left, m.right)))(
+                m.a(x)
+            ),
+            a=nn.Linear(8, 10),
+            left=4,
+            right=6,
+            head=nn.Linear(4, 4),
+            other=nn.Linear(6, 4),
+        ),
+        TOKENS,
+        {"a.weight", "a.weight[dim 0]"},
+    ),
     "grouped convolution": (
         lambda: Function(
             lambda m, x: m.head(m.b(m.a(x)).flatten(1)),
@@ -447,6 +473,16 @@ def test_chunks_keep_equally_many() -> None:
     model, x = build("halves that part")
     couplings = trace(model, (x,))
     assert couplings.ties == (("a.weight", "a.weight[dim 0]"),)
+
+
+def test_freezing_a_group_renames_no_other() -> None:
+    """Names say what else there is, so those of a group that was found later would change."""
+    model, x = build("split by attributes")
+    couplings = trace(model, (x,))
+    couplings.freeze(["a.weight"], "to see what becomes of the other")
+    assert list(couplings.groups) == ["a.weight[dim 0]"]
+    _, plan = settle(couplings, lambda: half(couplings))
+    assert plan.groups == {"a.weight[dim 0]": (6, 3)} and plan.attributes == {"": {"right": 3}}
 
 
 def test_outputs_inputs_and_vocabularies_stay_with_the_reason() -> None:

@@ -238,6 +238,56 @@ def test_a_group_cut_to_a_single_index_is_remembered():
     assert pruner.sparsity == pytest.approx(110 / 112)
 
 
+class Parts(nn.Module):
+    """One layer whose outputs are read in two parts, of which the first hardly matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = 4, 8
+        self.a, self.b, self.c = nn.Linear(16, 12), nn.Linear(4, 3), nn.Linear(8, 3)
+        with torch.no_grad():
+            self.a.weight[:4] *= 0.01
+            self.b.weight *= 0.01
+
+    def forward(self, x):
+        left, right = self.a(x).split([self.left, self.right], -1)
+        return self.b(left.relu()) + self.c(right)
+
+
+def test_groups_keep_their_names_when_others_become_too_small_to_be_any():
+    """The first part is cut to a single index, so that the second one is the only group of its tensor."""
+    model = Parts()
+    pruner = pruner_of(model, sparsity=0.75, granularity=Channel(multiple_of=1, normalize="none"))
+    assert list(pruner.couplings.groups) == ["a.weight", "a.weight[dim 0]"]
+    kept = []
+    for fraction in (0.5, 0.75, 1.0):
+        pruner.update_(fraction)
+        pruner.shrink_()
+        kept.append((model.left, model.right))
+        assert set(pruner.couplings.groups) <= {"a.weight[dim 0]"}
+        resumed = pruner_of(model, sparsity=0.75, granularity=pruner.recipe.granularity)
+        resumed.load_state_dict(pruner.state_dict())
+        assert resumed.couplings.groups.keys() == pruner.couplings.groups.keys()
+        assert resumed.outputs == pruner.outputs and resumed.sparsity == pruner.sparsity
+    assert kept == [(1, 7), (1, 4), (1, 2)]
+    assert pruner.sparsity == pytest.approx(0.75)
+
+
+def test_a_model_of_which_nothing_more_can_go_is_resumed():
+    model = mlp()
+    pruner = pruner_of(model, sparsity=0.98, scope=Global(min_keep=1))
+    pruner.update_(1.0)
+    pruner.shrink_()
+    assert [model[0].weight.shape[0], model[2].weight.shape[0]] == [1, 1] and not pruner.couplings.groups
+    resumed = pruner_of(model, sparsity=0.98)
+    resumed.load_state_dict(pruner.state_dict())
+    resumed.update_(1.0)
+    assert resumed.sparsity == pruner.sparsity and resumed.count_groups("0.weight") == (64, 1)
+    with pytest.raises(ValueError, match="finds nothing to prune"):
+        pruner_of(model, sparsity=0.5).update_(1.0)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """The number of weights stands for the time, so that the test asks for no quiet machine; the rest is real."""

@@ -12,6 +12,7 @@ from lightning_prune import Budget, Channel, Global, Head, Isomorphic, Layer, Lo
 from lightning_prune.examples.networks import GPT, ConvNet, LeNet5, ResNet20
 from lightning_prune.graph import trace
 from lightning_prune.model.calls import Call
+from lightning_prune.model.history import plans_of
 from lightning_prune.model.prices import cost_function
 from lightning_prune.model.surgery import execute_
 from lightning_prune.report.data import Latency
@@ -131,6 +132,12 @@ def test_the_blocks_that_change_least_are_skipped_and_the_rest_is_untouched():
     assert plan.replaced == {"blocks.2": "skip"}
     assert params(model) == params(reference) < before
     torch.testing.assert_close(model(TOKENS), reference(TOKENS), rtol=0, atol=0)
+
+
+def test_where_no_block_can_go_nothing_is_recorded():
+    model = build(GPT, vocab_size=11, num_layers=1)
+    plan = shrink(model, TOKENS, 0.5, granularity=Layer())
+    assert plan.is_empty and not plans_of(model)
 
 
 def test_the_branches_that_turn_the_stream_least_are_left_out_and_the_rest_is_untouched():

@@ -1,0 +1,231 @@
+"""One trial of structured pruning: a random network, a random recipe, and all that has to hold afterwards."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.zoo.example import Example, tensors_in
+from benchmarks.zoo.masked import difference, outputs64, reference
+from benchmarks.zoo.pieces import coin
+from benchmarks.zoo.random_networks import random_network
+from benchmarks.zoo.random_recipes import granularity, recipe, scope
+from benchmarks.zoo.slices import mistaken, tensors_of, wrong_slices
+from lightning_prune import Budget, Channel, Layer, shrink
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.graph import Plan
+from lightning_prune.graph.plan_data import from_data, to_data
+from lightning_prune.model.calls import Call
+from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.record import replay_
+
+TOLERANCE = 1e-9  # float64, of the largest output; a chain of 14 pieces may lose some digits
+VISIBLE = 1e-6
+CLEAR = re.compile(r"`[\w\[\].]+`|^.+: .+ cannot be pruned so\.$")
+"""What an error of ours says: the name of what is wrong."""
+
+
+class WrongError(Exception):
+    """A promise that does not hold."""
+
+
+def fuzz(seed: int) -> dict[str, Any]:
+    """Run the trial of a seed: one of four in steps, and one of four with a wrong copy as a control."""
+    return trial_in_steps(seed) if seed % 4 == 3 else trial(seed, controls=seed % 4 == 0)
+
+
+def trial(seed: int, controls: bool = False) -> dict[str, Any]:
+    """Prune one network and check everything; returns the outcome, and for a failure what went wrong.
+
+    Args:
+        seed: of network and recipe.
+        controls: whether to make a wrong copy of the small model, to see that the comparison would notice.
+    """
+    draw = Random(seed + 10**9)
+    example = random_network(seed)
+    settings = recipe(draw, example)
+    optimizer = draw.choice([torch.optim.Adam, torch.optim.RMSprop])(example.model.parameters(), lr=1e-3)
+    if coin(draw):
+        step_(example, optimizer)
+    dense = copy.deepcopy(example)
+    example.model.train(is_training := coin(draw))
+    state = snapshot(example.model)
+    row: dict[str, Any] = {"pieces": len(example.model.steps), "recipe": short(settings)}
+    try:
+        plan = shrink(example.model, example.args, optimizers=[optimizer], **settings)
+    except ValueError as error:
+        if not CLEAR.search(str(error)):
+            raise WrongError(f"an error that does not say what is wrong: {error}") from error
+        check(unchanged(state, snapshot(example.model)), "refused, and yet the model has changed")
+        return row | {"outcome": "refused", "why": str(error)[:200]}
+    check(all(m.training == is_training for m in example.model.modules()), "training flags have changed")
+    if plan.is_empty:
+        check(unchanged(state, snapshot(example.model)), "an empty plan has changed the model")
+        return row | {"outcome": "nothing removed"}
+    example.model.eval()
+    row |= judged(dense, example, plan)
+    if controls and plan.slices:
+        row["control"] = control(dense, example, plan)
+    check_use(dense, example, plan, optimizer)
+    check_budget(dense, example, settings, plan)
+    return row | {"outcome": "equal"}
+
+
+def trial_in_steps(seed: int) -> dict[str, Any]:
+    """Prune one network in several updates, as in training, each of which makes it smaller; resume before one."""
+    draw = Random(seed + 10**9)
+    example = random_network(seed)
+    settings = {name: draw_one(draw) for name, draw_one in (("granularity", granularity), ("scope", scope))}
+    goal: dict[str, Any] = {"sparsity": draw.uniform(0.3, 0.9)}
+    if coin(draw, 0.3):
+        goal = {"budget": Budget(params=draw.uniform(0.3, 0.9), tolerance=0.1)}
+    row = {"pieces": len(example.model.steps), "recipe": f"in steps, {settings | goal}"}
+    num_cut = 0
+    try:
+        recipe = Recipe(**goal, **settings)
+        if isinstance(recipe.granularity, Layer):
+            recipe = replace(recipe, granularity=Channel(multiple_of=1))
+        pruner = GroupPruner(example.model, recipe, Call(example.model, example.args, {}))
+        for fraction in (0.3, 0.7, 1.0):
+            dense = copy.deepcopy(example)
+            pruner.update_(fraction)
+            if coin(draw, 0.3):
+                resumed = GroupPruner(example.model, pruner.recipe, pruner.call)
+                resumed.load_state_dict(pruner.state_dict())
+                masks = [{n: m.tolist() for n, m in p.masks.items()} for p in (pruner, resumed)]
+                check(masks[0] == masks[1], "resumed it has other masks")
+                pruner = resumed
+            plan = pruner.shrink_()
+            if not plan.is_empty:
+                num_cut += 1
+                judged(dense, example, plan)
+    except ValueError as error:
+        if not CLEAR.search(str(error)):
+            raise WrongError(f"an error that does not say what is wrong: {error}") from error
+        return row | {"outcome": "refused", "why": str(error)[:200]}
+    return row | {"outcome": "equal" if num_cut else "nothing removed"}
+
+
+def judged(dense: Example, small: Example, plan: Plan) -> dict[str, Any]:
+    """Compare the small model with the reference in float64."""
+    exact = copy.deepcopy(dense)
+    exact.model.double()
+    replay_(exact.model, [plan])  # factors are folded in without rounding
+    expected = reference(dense, plan.slices) if not plan.replaced or plan.slices else skipping(dense, plan)
+    error = difference(outputs64(exact), expected)
+    check(error <= TOLERANCE, f"differs from the reference by {error:.1e}")
+    single = difference([t.double() for t in small.outputs()], expected)
+    check(single <= 1e-2, f"in float32 it differs by {single:.1e}")
+    for name, tensor in tensors_of(small.model).items():
+        made = tensors_of(exact.model)[name]
+        check(tensor.shape == made.shape, f"`{name}` has another shape where the plan is replayed")
+    before, after = (sum(p.numel() for p in e.model.parameters()) for e in (dense, small))
+    return {"error": error, "params": after / before}
+
+
+def skipping(dense: Example, plan: Plan) -> list[Tensor]:
+    """Return what the dense model computes with blocks left out: their input is handed on, or zeros like it."""
+    left_out = copy.deepcopy(dense)
+    for path, how in plan.replaced.items():
+        block = left_out.model.get_submodule(path)
+
+        def run(*args: Any, how: str = how, **kwargs: Any) -> Any:
+            x = args[0] if args else next(iter(kwargs.values()))
+            return x if how.startswith("skip") else torch.zeros_like(x)
+
+        block.forward = run
+    return outputs64(left_out)
+
+
+def control(dense: Example, small: Example, plan: Plan) -> float:
+    """Return the largest difference that wrong indices make, one tensor at a time."""
+    whole, expected, found = tensors_of(dense.model), reference(dense, plan.slices), [0.0]
+    if plan.scales:
+        return float("nan")
+    for name, dim in wrong_slices(whole, small.model, plan.slices):
+        wrong = mistaken(whole[name], small.model, plan.slices, (name, dim), None)
+        found.append(difference(outputs64(Example(wrong, small.args)), expected))
+    return max(found)
+
+
+def check_use(dense: Example, small: Example, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+    """Run another batch, train a step, and build the small model anew from its record."""
+    other = [torch.cat([x, x[:1]]) for x in small.args]
+    if runs(dense.model, other):  # a size may be written in the code
+        check(runs(small.model, other), "another batch size runs in the dense model only")
+    small.model.train()
+    step_(small, optimizer)
+    small.model.eval()
+    (again,) = from_data(json.loads(json.dumps(to_data([plan]))))
+    rebuilt = copy.deepcopy(dense.model)
+    replay_(rebuilt, [again])
+    rebuilt.load_state_dict(small.model.state_dict())
+    pairs = zip(Example(rebuilt, small.args).outputs(), small.outputs(), strict=True)
+    check(all(torch.equal(a, b) for a, b in pairs), "rebuilt from its record it computes something else")
+
+
+def step_(example: Example, optimizer: torch.optim.Optimizer) -> None:
+    """Train a step."""
+    optimizer.zero_grad()
+    outputs = tensors_in(example.model(*example.args))
+    torch.stack([t.float().pow(2).mean() for t in outputs]).sum().backward()
+    optimizer.step()
+
+
+def runs(model: nn.Module, inputs: Any) -> bool:
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception:  # whatever the model raises
+        return False
+    return True
+
+
+def check_budget(dense: Example, small: Example, settings: dict[str, Any], plan: Plan) -> None:
+    budget = settings.get("budget")
+    measures: dict[str, Callable[[nn.Module], int]] = {
+        "params": lambda m: sum(p.numel() for p in m.parameters()),
+        "num_bytes": lambda m: sum(t.numel() * t.element_size() for t in [*m.parameters(), *m.buffers()]),
+    }
+    if budget is not None and budget.kind in measures:
+        measure = measures[budget.kind]
+        share = measure(small.model) / measure(dense.model)
+        check(
+            abs(share - budget.fraction) <= budget.tolerance + 1e-9,
+            f"{budget} is missed without a word: {share:.3f}",
+        )
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    tensors = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+    modules = {
+        path: {n: v for n, v in vars(m).items() if isinstance(v, (int, float, str, tuple))}
+        for path, m in model.named_modules()
+    }
+    return {"tensors": tensors, "modules": modules, "kinds": [type(m) for m in model.modules()]}
+
+
+def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    same = before["tensors"].keys() == after["tensors"].keys() and all(
+        torch.equal(tensor, after["tensors"][name]) for name, tensor in before["tensors"].items()
+    )
+    return same and before["modules"] == after["modules"] and before["kinds"] == after["kinds"]
+
+
+def check(holds: bool, what: str) -> None:
+    if not holds:
+        raise WrongError(what)
+
+
+def short(settings: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value}" for name, value in settings.items() if name not in ("loss", "forward", "batches")
+    )
