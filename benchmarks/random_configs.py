@@ -24,11 +24,11 @@ import lightning as L
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_prune import SparsityMonitor, cli, config
+from lightning_prune.answers import answer
 from lightning_prune.callbacks.base import PruningCallback
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -168,24 +168,26 @@ class Job:
 
 
 def random_job(seed: int) -> Job:
+    """Return the job of a seed; of every two, one has only settings that there are, with values that make sense."""
     draw = Random(seed)
+    chance = draw.choice([0.0, 0.25])
     recipe = draw.choice(choices("pruning"))
     network = draw.choices(list(NETWORKS), [6, 3, 1, 2])[0]
     found = [f"pruning={recipe}", *NETWORKS[network]]
-    for _ in range(draw.choice([0, 0, 1, 1, 2, 3])):
-        found += noun(draw, recipe)
     for _ in range(draw.choice([0, 1, 1, 2, 3])):
-        found.append(setting(draw, recipe))
+        found += noun(draw, recipe, chance)
+    for _ in range(draw.choice([0, 1, 1, 2])):
+        found += setting(draw, recipe, chance)
     for _ in range(draw.choice([0, 0, 0, 1, 2])):
         name = draw.choice(list(TRAINER))
-        found.append(f"++trainer.{name}={value(draw, TRAINER[name], 0.12)}")
+        found.append(f"++trainer.{name}={value(draw, TRAINER[name], chance)}")
     for _ in range(draw.choice([0, 0, 1])):
         name = draw.choice(list(OTHERS))
-        found.append(f"{name}={value(draw, OTHERS[name], 0.12)}")
+        found.append(f"{name}={value(draw, OTHERS[name], chance)}")
     if draw.random() < 0.15:
         group = draw.choice(list(GROUPS))
-        found.append(f"{'+' if group == 'unknown' else ''}{group}={draw.choice(GROUPS[group])}")
-    if draw.random() < 0.05:
+        found.append(f"{group}={draw.choice(GROUPS[group])}")
+    if draw.random() < chance / 4:
         found.append(misspelt(draw, draw.choice(found)))
     return Job(recipe, tuple(found))
 
@@ -194,27 +196,34 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def noun(draw: Random, recipe: str) -> list[str]:
-    """Exchange a noun, mostly one that the recipe has, and change one of its settings, mostly one that it has."""
+def noun(draw: Random, recipe: str, chance: float) -> list[str]:
+    """Exchange a noun and change one of its settings; by chance those that the recipe or the noun does not have."""
     known = [axis for axis in config.AXES if axis in settings_of(recipe)]
-    axis = draw.choice(known if known and draw.random() < 0.9 else list(config.AXES))
+    if not known and chance == 0.0:
+        return []
+    axis = draw.choice(list(config.AXES) if not known or draw.random() < chance else known)
     options = choices(f"pruning/{axis}")
-    name = draw.choice([*options, "null"] if draw.random() < 0.1 else options)
+    name = draw.choice([*options, "null"] if draw.random() < chance else options)
     found = [f"pruning/{axis}={name}"]
-    fields = fields_of(axis, name) if draw.random() < 0.9 else list(SENSIBLE)
+    fields = list(SENSIBLE) if draw.random() < chance else fields_of(axis, name)
+    fields = [f for f in fields if chance or f in SENSIBLE]
     if draw.random() < 0.6 and fields:
         field = draw.choice(fields)
-        found.append(f"pruning.{axis}.{field}={value(draw, SENSIBLE.get(field, ()), 0.2)}")
+        found.append(f"pruning.{axis}.{field}={value(draw, SENSIBLE.get(field, ()), chance)}")
     return found
 
 
-def setting(draw: Random, recipe: str) -> str:
+def setting(draw: Random, recipe: str, chance: float) -> list[str]:
+    """Change a setting of the recipe; by chance one that it does not have."""
     everything = {name for made, _, more in config.PRUNING.values() for name in (*_names(made), *more)}
     known = [name for name in settings_of(recipe) if name not in config.AXES]
     if "window" in settings_of(recipe):
         known += ["window.end", "window.every", "window.start", "window.unit"]
-    name = draw.choice([*known, "sparsity"] if draw.random() < 0.9 else sorted(everything))
-    return f"pruning.{name}={value(draw, SENSIBLE.get(name.rpartition('.')[2], ()), 0.2)}"
+    known = [name for name in known if chance or name.rpartition(".")[2] in SENSIBLE]
+    if not known and chance == 0.0:
+        return []
+    name = draw.choice(sorted(everything) if not known or draw.random() < chance else [*known, "sparsity"])
+    return [f"pruning.{name}={value(draw, SENSIBLE.get(name.rpartition('.')[2], ()), chance)}"]
 
 
 @cache
@@ -273,8 +282,9 @@ def run(job: Job, dense: str) -> dict[str, Any]:
                 cfg = composed(job, folder, dense)
                 with Observed() as seen:
                     cli.train(cfg)
-            except CompactHydraException as error:
-                said = cli.explained(error)
+            except Exception as error:
+                if (said := answer(error)) is None:
+                    raise
                 check(bool(CLEAR.search(said)), f"an error that does not say what is wrong: {said[:200]}")
                 return {"outcome": "late" if steps.num else "refused", "said": said}
             check_reached(seen.trainer, cfg, job)

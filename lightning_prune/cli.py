@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import CompactHydraException, InstantiationException, MissingConfigException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_prune.answers import answer
 from lightning_prune.config import PRUNING
-from lightning_prune.core.checks import check_choice, check_count, check_positive, did_you_mean
+from lightning_prune.core.checks import check_choice, check_count, check_positive
 from lightning_prune.core.criteria import check_can_calibrate, check_can_train
 from lightning_prune.core.masking import checked_masking
+from lightning_prune.core.ramp import check_timing
 from lightning_prune.core.recipe import checked_rounds, checked_shrink, checked_solver
 from lightning_prune.core.regularizers import checked_regularizer
 from lightning_prune.examples.settings import Loading, Optimization
@@ -69,30 +71,16 @@ def run(main: Callable[[], object]) -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra raises what it would print
     try:
         main()
-    except CompactHydraException as error:
-        sys.stderr.write(f"{explained(error)}\n")
+    except Exception as error:
+        if (said := answer(error)) is None:
+            raise
+        sys.stderr.write(f"{said}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     finally:
         del os.environ[FULL_ERROR]
-
-
-def explained(error: CompactHydraException) -> str:
-    """Return the message of an error, and for an unknown key or choice the known ones."""
-    if isinstance(error, MissingConfigException) and error.options:
-        first_line, wanted = str(error).partition("\n")[0], str(error.missing_cfg_file).rpartition("/")[2]
-        return f"{first_line}. The choices are {error.options}.{did_you_mean(wanted, error.options)}"
-    cause = error.__cause__
-    if not isinstance(cause, OmegaConfBaseException):
-        return str(error).strip()
-    node, known = cause.parent_node, list[str]()
-    if isinstance(node, DictConfig):
-        known = [str(key) for key in node if not str(key).startswith("_")]
-    is_unknown = bool(known) and cause.key not in known
-    neighbours = f"\nThe keys there are {known}.{did_you_mean(str(cause.key), known)}" if is_unknown else ""
-    return f"{str(error).strip()}\n{str(cause).strip()}{neighbours}"
 
 
 def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
@@ -118,9 +106,12 @@ def train(cfg: DictConfig) -> float | tuple[float, ...] | Metrics:
 def _train(cfg: DictConfig) -> Metrics:
     import lightning as L
 
+    from lightning_prune.rehearsal import rehearse
+
     _silence()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
+    rehearse(model, datamodule)
     trainer = _trainer(cfg)
     with invoked(invocation_of(cfg)):
         if cfg.train:
@@ -473,6 +464,8 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
         check_count("num_calibration_batches", values["num_calibration_batches"], minimum=1)
     if "num_rounds" in values:
         checked_rounds(values["num_rounds"], values.get("revive", False), values["budget"])
+    if "window" in values:
+        check_timing(values["schedule"], values["window"])
     if kind == "train_time":
         check_can_train(values["criterion"])
         checked_shrink(values["shrink"], values["granularity"])
@@ -484,7 +477,7 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
     elif kind == "post_training":
         check_can_calibrate(values["criterion"])
         check_choice("checkpoint", values["checkpoint"], ("last", "best"))
-        checked_solver(values["solver"], values["granularity"])
+        checked_solver(values["solver"], values["granularity"], values["blocks"])
 
 
 def _built(node: Any) -> Any:

@@ -49,7 +49,7 @@ FLOORS = {
         "lightning_prune.examples",
     },
 }
-HYDRA = {"cli.py", "config.py"}
+HYDRA = {"answers.py", "cli.py", "config.py"}
 TOP = {"sweep"}  # folders whose modules stand at the top, too
 # callbacks that users add: they do not know of each other
 LEAVES = {"train_time", "post_training"}

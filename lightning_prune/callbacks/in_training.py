@@ -12,7 +12,7 @@ from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches
 from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import averaged_models
-from lightning_prune.core.ramp import Ramp
+from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Schedule
 from lightning_prune.core.windows import Window
@@ -36,6 +36,7 @@ class InTraining(PruningCallback):
 
     def __init__(self, recipe: Recipe, *, schedule: Schedule, window: Window, report: bool) -> None:
         super().__init__(recipe, report=report)
+        check_timing(schedule, window)
         self.schedule, self.window = schedule, window
         self.ramp: Ramp | None = None
         self._before: dict[str, Any] | None = None

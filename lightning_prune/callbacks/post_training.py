@@ -114,7 +114,8 @@ class PostTrainingPruning(PruningCallback):
         )
         self.num_rounds = checked_rounds(num_rounds, budget=budget)
         self.reestimate_batch_norm = reestimate_batch_norm
-        self.solver, self.blocks, self.solved = checked_solver(solver, granularity), blocks, solved
+        self.solver, self.blocks, self.solved = checked_solver(solver, granularity, blocks), blocks, solved
+        self._is_tried = False
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
@@ -136,6 +137,18 @@ class PostTrainingPruning(PruningCallback):
             raise ValueError(
                 '`checkpoint` is "best" only with a ModelCheckpoint(monitor=...), but the Trainer has none.'
             )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Check before the first step what shows only in a call of the model: which groups there are.
+
+        Raises:
+            ValueError: the recipe does not fit the model.
+        """
+        if isinstance(self.recipe.granularity, Couples) and not self._is_tried:
+            self._coupled(trainer, pl_module, batch)
+        self._is_tried = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune what was trained, validate it before and after, and save it."""

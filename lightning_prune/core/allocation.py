@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from lightning_prune import core
 from lightning_prune.core.checks import check_count, check_sparsity
+from lightning_prune.core.patterns import listed
 from lightning_prune.core.types import Name, shapes_of, some_of
 
 if TYPE_CHECKING:
-    from lightning_prune.core.types import Masks, Scores
+    from lightning_prune.core.types import Masks, Scores, Shape
 
 
 def num_kept(size: int, sparsity: float) -> int:
@@ -46,6 +47,20 @@ def floor_of(min_keep: int | float, size: int) -> int:
     return min(size, math.ceil(size * min_keep) if isinstance(min_keep, float) else min_keep)
 
 
+def check_floors(shapes: Mapping[Name, Shape], num_keep: int, min_keep: int | float) -> None:
+    """Refuse floors that together are more than `num_keep`; otherwise all of them can be kept to.
+
+    Raises:
+        ValueError: they are more.
+    """
+    floors = {name: floor_of(min_keep, math.prod(shape)) for name, shape in shapes.items()}
+    if (least := sum(floors.values())) > num_keep:
+        raise ValueError(
+            f"`min_keep` is at most what the sparsity leaves, {num_keep} groups in all, but got {min_keep!r}, "
+            f"which makes {least} groups for {listed(floors)}."
+        )
+
+
 def keep_guarded(scores: Scores, num_keep: int, min_keep: int | float) -> Masks:
     """Keep exactly `num_keep` groups over all, the best ones, yet of each parameter at least its floor.
 
@@ -55,14 +70,11 @@ def keep_guarded(scores: Scores, num_keep: int, min_keep: int | float) -> Masks:
     Raises:
         ValueError: the floors together are more than `num_keep`.
     """
+    check_floors(shapes_of(scores), num_keep, min_keep)
     masks, floors = core.keep_top(scores, num_keep), dict[Name, int]()
     while starved := _starved(scores, masks, min_keep, floors):
         floors |= starved
-        if (left := num_keep - sum(floors.values())) < 0:
-            raise ValueError(
-                f"`min_keep` is at most what the sparsity leaves, {num_keep} groups in all, but got {min_keep!r}, "
-                f"which makes {sum(floors.values())} groups for {', '.join(floors)}."
-            )
+        left = num_keep - sum(floors.values())
         masks |= keep_each(scores, starved)
         masks |= core.keep_top(some_of(scores, *(name for name in scores if name not in floors)), left)
     return masks

@@ -99,6 +99,19 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     return str(value)
 
 
+def check_noun(name: str, value: object, example: str, *methods: str) -> None:
+    """Refuse what does not do what a noun does: a plain value, or a class in place of one of its objects.
+
+    Example:
+        >>> check_noun("schedule", 0.5, "Linear()", "__call__")
+        Traceback (most recent call last):
+        ...
+        ValueError: `schedule` is an object such as Linear(), but got 0.5.
+    """
+    if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+        raise ValueError(f"`{name}` is an object such as {example}, but got {value!r}.")
+
+
 def did_you_mean(word: str, candidates: Iterable[str] | Mapping[str, str], num_shown: int = 3) -> str:
     """Name the candidates nearest to a word that was not found, as the end of an error message.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune import core
-from lightning_prune.core.checks import check_range
+from lightning_prune.core.checks import check_noun, check_range
 from lightning_prune.core.types import Couples, Granularity, Masking
 
 if TYPE_CHECKING:
@@ -126,8 +126,10 @@ def checked_masking(masking: Masking | None, granularity: Granularity | Couples)
     """Return a masking that fits the granularity.
 
     Raises:
-        ValueError: a granularity that takes pieces out of the model, which cannot live on.
+        ValueError: it is none, or the granularity takes pieces out of the model, which cannot live on.
     """
+    if masking is not None:
+        check_noun("masking", masking, "StraightThrough()", "gradient")
     if masking is not None and isinstance(granularity, Couples):
         raise ValueError(
             f"`masking` is for granularities of single tensors, but got {masking} with {granularity}."

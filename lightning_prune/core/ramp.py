@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_prune.core.checks import check_range
+from lightning_prune.core.checks import check_noun, check_range
 from lightning_prune.core.types import Schedule
-from lightning_prune.core.windows import StepWindow
+from lightning_prune.core.windows import StepWindow, Window
+
+
+def check_timing(schedule: Schedule, window: Window) -> None:
+    """Refuse what is no curve, or no part of a run.
+
+    Raises:
+        ValueError: anything else.
+    """
+    check_noun("schedule", schedule, "Linear()", "__call__")
+    check_noun("window", window, "Window()", "resolve")
 
 
 @dataclass

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_prune.core.budgets import Budget
-from lightning_prune.core.checks import check_choice, check_count, check_sparsity
+from lightning_prune.core.checks import check_choice, check_count, check_noun, check_sparsity
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Layer, Weight
@@ -50,7 +50,7 @@ class Recipe:
         for argument in ("include", "exclude"):
             if (patterns := getattr(self, argument)) is not None:
                 object.__setattr__(self, argument, _checked(argument, patterns))
-        required_statistics(self.criterion)
+        self._check_nouns()
         if isinstance(self.sparsity, Mapping):
             if self.scope != Global():
                 raise ValueError(
@@ -59,6 +59,14 @@ class Recipe:
             object.__setattr__(self, "scope", Fixed(self.sparsity))
             object.__setattr__(self, "sparsity", None)
         self._check_sparsity()
+
+    def _check_nouns(self) -> None:
+        required_statistics(self.criterion)
+        check_noun("scope", self.scope, "Global()", "__call__")
+        if not isinstance(self.granularity, Couples):
+            check_noun("granularity", self.granularity, "Weight()", "reduce", "expand")
+        if not isinstance(self.budget, Budget | None):
+            raise ValueError(f"`budget` is an object such as Budget(macs=0.5), but got {self.budget!r}.")
 
     def _check_sparsity(self) -> None:
         if self.budget is not None:
@@ -116,6 +124,8 @@ def as_text(noun: object) -> str:
 def _checked(argument: str, patterns: Any) -> tuple[Any, ...]:
     if isinstance(patterns, str):
         check_patterns(argument, patterns)
+    if not isinstance(patterns, Iterable) or isinstance(patterns, Mapping):
+        raise ValueError(f"`{argument}` is a list of patterns, but got {patterns!r}.")
     found = tuple(patterns)
     check_patterns(argument, [p for p in found if not isinstance(p, type)])
     return found
@@ -161,12 +171,19 @@ def checked_shrink(
     return check_choice("shrink", "end" if shrink is None else shrink, choices)
 
 
-def checked_solver(solver: Solver | None, granularity: Granularity | Couples) -> Solver | None:
+def checked_solver(
+    solver: Solver | None, granularity: Granularity | Couples, blocks: str | None = None
+) -> Solver | None:
     """Return a solver that fits the granularity.
 
     Raises:
-        ValueError: a granularity that takes pieces out of the model, whose weights no solver sees.
+        ValueError: a granularity that takes pieces out of the model, whose weights no solver sees, or `blocks` that
+            are no path of a module, or are given without a solver.
     """
+    if blocks is not None and (solver is None or not isinstance(blocks, str)):
+        raise ValueError(f"`blocks` is the path of a module, for a solver, but got {blocks!r} for {solver}.")
+    if solver is not None:
+        check_noun("solver", solver, "SparseGPT()", "__call__")
     if solver is not None and isinstance(granularity, Couples):
         raise ValueError(
             f"`solver` is for granularities of single tensors, but got {solver} with {granularity}."

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lightning_prune import core
-from lightning_prune.core.checks import check_range
+from lightning_prune.core.checks import check_noun, check_range
 from lightning_prune.core.criteria import DATA_FREE, check_can_train, required_statistics
 from lightning_prune.core.criteria.gradients import GradientMagnitude
 from lightning_prune.core.criteria.weights import Magnitude, Random
@@ -55,6 +55,10 @@ class SparseRecipe:
 
     def __post_init__(self) -> None:
         check_range("drop_fraction", self.drop_fraction, 0.0, 1.0, "a number in [0, 1]")
+        if self.decay is not None:
+            check_noun("decay", self.decay, "Cosine()", "__call__")
+        for name in ("grow", "initial"):
+            check_noun(name, getattr(self, name), "Random()", "__call__")
         check_can_train(self.criterion)
         check_can_train(self.grow)
         if more := set(required_statistics(self.initial)) - DATA_FREE:

@@ -93,6 +93,15 @@ class LazyScores(Mapping[Name, "Tensor"]):
         return len(self.shapes)
 
 
+def unread(shapes: Mapping[Name, Shape]) -> LazyScores:
+    """Return scores of which only the shapes can be asked for."""
+
+    def compute(name: Name) -> Tensor:
+        raise AssertionError(f"{name} has no scores yet")
+
+    return LazyScores(shapes, compute)
+
+
 class GroupScores(dict[Name, "Tensor"]):
     """Scores of coupled groups, one tensor (size,) for each, and which groups are of one kind.
 
@@ -149,6 +158,15 @@ class Scope(Protocol):
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         """Return masks of the groups in which a fraction of `sparsity` is removed."""
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A scope that can tell from shapes alone what sparsities it cannot reach."""
+
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse a sparsity out of reach; only the shapes of the scores are read."""
         ...
 
 

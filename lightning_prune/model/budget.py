@@ -78,12 +78,17 @@ def solve(
         best = min((best, _between(budget, cost_of, above, below, ties)), key=distance)
         best = _guided(budget, cost_of, guide, best, moves)
     if distance(best) > budget.tolerance:
-        raise ValueError(
-            f"`budget` {budget.kind}={budget.fraction} is out of reach for these groups: the nearest within reach is "
-            f"{budget.kind}={cost_of(best):.3f} of the dense model. Allow more groups (`include`, `exclude`, "
-            "`min_keep`, `multiple_of`), or a larger `tolerance`."
-        )
+        raise out_of_reach(budget, cost_of(best))
     return best
+
+
+def out_of_reach(budget: Budget, nearest: float) -> ValueError:
+    """Return the error that names the nearest cost."""
+    return ValueError(
+        f"`budget` {budget.kind}={budget.fraction} is out of reach for these groups: the nearest within reach is "
+        f"{budget.kind}={nearest:.3f} of the dense model. Allow more groups (`include`, `exclude`, `min_keep`, "
+        "`multiple_of`), or a larger `tolerance`."
+    )
 
 
 def _most(at: Callable[[float], Counts], high: float) -> tuple[float, Counts]:

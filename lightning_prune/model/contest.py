@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lightning_prune.core.granularities import Channel, Head
 from lightning_prune.core.recipe import Recipe
-from lightning_prune.core.types import GroupScores, Name, Scores
+from lightning_prune.core.types import Checks, GroupScores, Name, Scores
 from lightning_prune.graph import Couplings
-from lightning_prune.model.budget import solve
+from lightning_prune.model.budget import out_of_reach, solve
 from lightning_prune.model.calls import Call
 from lightning_prune.model.grouping import (
+    allowed,
     candidates,
     count,
     counts_of,
@@ -58,6 +59,23 @@ class Contest:
         self.kinds = {name: group.kind for name, group in self.groups.items()}
         self.spent = 1.0
         self.solved: Counts | None = None
+
+    def check_reach(self) -> None:
+        """Refuse what not even the smallest model reaches, or what the scope cannot; a latency is seen when measured.
+
+        Raises:
+            ValueError: a budget below what is left when all groups keep the least that they may, or too much sparsity.
+        """
+        budget, scope = self.recipe.budget, self.recipe.scope
+        if budget is None:
+            if isinstance(scope, Checks):
+                nothing = {name: torch.zeros(size) for name, size in self.sizes.items()}
+                scope.check(GroupScores(nothing, self.kinds), self.final_sparsity)
+        elif budget.kind != "latency":
+            least = {name: allowed(0, size, self.granularity) for name, size in self.sizes.items()}
+            cost = counted(budget.kind, self.couplings, self.spent)(least)
+            if cost > budget.fraction + budget.tolerance:
+                raise out_of_reach(budget, cost)
 
     def follow(self, couplings: Couplings, spent: float, scored: Collection[Name]) -> None:
         """Go on with the smaller model.

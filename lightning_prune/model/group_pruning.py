@@ -75,6 +75,7 @@ class GroupPruner(Masked):
         self._refresh()
         if not plans_of(model):  # of one that was cut, a checkpoint may know of groups that are none any more
             self._check_not_empty()
+            self.contest.check_reach()
 
     def _check_not_empty(self) -> None:
         if not self.contest.sizes:

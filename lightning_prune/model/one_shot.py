@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
-from lightning_prune.core.recipe import Recipe, checked_rounds
+from lightning_prune.core.recipe import Recipe, checked_rounds, checked_solver
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Criterion, Granularity, Masks, Scope, Solver
 from lightning_prune.model.calibration import calibrate
@@ -68,6 +68,7 @@ def prune(
     """
     pruner = Pruner(model, Recipe(sparsity, criterion, granularity, scope, include, exclude))
     rounds = checked_rounds(num_rounds)
+    checked_solver(solver, granularity, blocks)
     if batches is not None and (num_rounds > 1 or solver is not None):
         batches = list(batches)
     measure = partial(calibrate, pruner.statistics, model, batches, forward=forward, loss=loss)

@@ -22,7 +22,7 @@ from lightning_prune.core.masks import (
 )
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
-from lightning_prune.core.types import BY_ROWS, Couples, LazyScores, Masks, Name, some_of
+from lightning_prune.core.types import BY_ROWS, Checks, Couples, LazyScores, Masks, Name, some_of, unread
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.guarding import Guard
 from lightning_prune.model.orientation import Oriented, turned_in
@@ -57,7 +57,10 @@ class Pruner(Masked):
         self.group_shapes = group_shapes(self.shapes, self.granularity)
         turned = turned_in(model, self.targets) if self.granularity == Weight() else frozenset()
         self.scope = Oriented(recipe.scope, turned)
-        self.final_sparsity = recipe.final_sparsity(self.scope.shapes(self.group_shapes))
+        shapes = self.scope.shapes(self.group_shapes)
+        self.final_sparsity = recipe.final_sparsity(shapes)
+        if isinstance(recipe.scope, Checks):
+            recipe.scope.check(unread(shapes), self.final_sparsity)
         self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
         nouns = (recipe.criterion, recipe.granularity, recipe.scope)
         by_rows = not turned and all(getattr(noun, BY_ROWS, False) for noun in nouns)

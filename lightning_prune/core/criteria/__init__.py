@@ -12,6 +12,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from lightning_prune.core.checks import check_noun
+
 DATA_FREE = {"name", "weight"}
 """Statistics that are there before any data has been seen."""
 ONLY_IN_TRAINING = ("movement",)
@@ -23,13 +25,14 @@ def required_statistics(criterion: Callable[..., Any]) -> tuple[str, ...]:
     """Return the statistics that a criterion asks for: the names of its keyword-only arguments.
 
     Raises:
-        ValueError: it takes arguments in another way, or none.
+        ValueError: it is no object that can be called, or takes arguments in another way, or none.
 
     Example:
         >>> from lightning_prune.core.criteria.activations import Wanda
         >>> required_statistics(Wanda())
         ('weight', 'input_norm')
     """
+    check_noun("criterion", criterion, "Magnitude()", "__call__")
     parameters = inspect.signature(criterion).parameters.values()
     if not parameters or any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in parameters):
         raise ValueError(

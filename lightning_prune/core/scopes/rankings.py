@@ -8,7 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune import core
-from lightning_prune.core.allocation import check_min_keep, floor_of, keep_each, keep_guarded, num_kept
+from lightning_prune.core.allocation import (
+    check_floors,
+    check_min_keep,
+    floor_of,
+    keep_each,
+    keep_guarded,
+    num_kept,
+)
 from lightning_prune.core.types import GroupScores, LazyScores, shapes_of, some_of
 
 if TYPE_CHECKING:
@@ -71,8 +78,15 @@ class Global:
         check_min_keep(self.min_keep)
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
-        size = sum(math.prod(shape) for shape in shapes_of(scores).values())
-        return keep_guarded(scores, num_kept(size, sparsity), self.min_keep)
+        return keep_guarded(scores, self._num_kept(scores, sparsity), self.min_keep)
+
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse a sparsity that leaves less than all floors together."""
+        check_floors(shapes_of(scores), self._num_kept(scores, sparsity), self.min_keep)
+
+    @staticmethod
+    def _num_kept(scores: Scores, sparsity: float) -> int:
+        return num_kept(sum(math.prod(shape) for shape in shapes_of(scores).values()), sparsity)
 
 
 @dataclass(frozen=True)
@@ -103,14 +117,23 @@ class Isomorphic:
         check_min_keep(self.min_keep)
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        masks: Masks = {}
+        for part in self._by_kind(scores):
+            masks |= Global(self.min_keep)(part, sparsity)
+        return {name: masks[name] for name in scores}
+
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse a sparsity that leaves less than all floors of a kind together."""
+        for part in self._by_kind(scores):
+            Global(self.min_keep).check(part, sparsity)
+
+    @staticmethod
+    def _by_kind(scores: Scores) -> list[LazyScores]:
         kinds = scores.kinds if isinstance(scores, GroupScores) else {name: kind_of(name) for name in scores}
         by_kind: dict[str, list[Name]] = {}
         for name in scores:
             by_kind.setdefault(kinds[name], []).append(name)
-        masks: Masks = {}
-        for names in by_kind.values():
-            masks |= Global(self.min_keep)(some_of(scores, *names), sparsity)
-        return {name: masks[name] for name in scores}
+        return [some_of(scores, *names) for names in by_kind.values()]
 
 
 def kind_of(name: Name) -> str:
@@ -190,6 +213,10 @@ class LAMP:
         return Global(self.min_keep)(
             LazyScores(shapes_of(scores), partial(self._normalised, scores)), sparsity
         )
+
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse a sparsity that leaves less than all floors together."""
+        Global(self.min_keep).check(scores, sparsity)
 
     @staticmethod
     def _normalised(scores: Scores, name: Name) -> Tensor:
