@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_prune.callbacks.distillation import Distillation as Distillation
+    from lightning_prune.callbacks.files import AtomicCheckpointIO as AtomicCheckpointIO
     from lightning_prune.callbacks.guard import CollapseGuard as CollapseGuard
     from lightning_prune.callbacks.initial import InitialPruning as InitialPruning
     from lightning_prune.callbacks.monitor import SparsityMonitor as SparsityMonitor
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "callbacks.distillation": ("Distillation",),
+    "callbacks.files": ("AtomicCheckpointIO",),
     "callbacks.guard": ("CollapseGuard",),
     "callbacks.initial": ("InitialPruning",),
     "callbacks.monitor": ("SparsityMonitor",),

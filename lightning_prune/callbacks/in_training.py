@@ -12,6 +12,7 @@ from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches
 from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import averaged_models
+from lightning_prune.core.patterns import listed
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Schedule
@@ -88,6 +89,7 @@ class InTraining(PruningCallback):
         self._optimizers = list(trainer.optimizers)
         if not isinstance(self.recipe.granularity, Couples):
             self.pruner = self._new_pruner(trainer, pl_module)
+            self._check_alone(trainer)
             self._go_on()
             targets = {id(parameter) for parameter in self._pruner.targets.values()}
             self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
@@ -98,6 +100,23 @@ class InTraining(PruningCallback):
         self._hooks.close()
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
+
+    def _check_alone(self, trainer: L.Trainer) -> None:
+        """Refuse weights that another callback holds masks of, too: each would undo what the other does.
+
+        Raises:
+            ValueError: there are such weights.
+        """
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        ours = {id(parameter): name for name, parameter in self._pruner.targets.items()}
+        for other in callbacks:
+            if isinstance(other, InTraining) and other is not self and other.pruner is not None:
+                shared = [ours[id(p)] for p in other.pruner.targets.values() if id(p) in ours]
+                if shared:
+                    raise ValueError(
+                        f"`callbacks` prune weights of their own each, but got {type(other).__name__} and "
+                        f"{type(self).__name__} for {listed(shared)}: tell them apart by `include` and `exclude`."
+                    )
 
     def _go_on(self) -> None:
         if self._before is not None:
@@ -136,6 +155,7 @@ class InTraining(PruningCallback):
         self._is_counted, self._is_in_batch = False, True
         if self.pruner is None:
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
+            self._check_alone(trainer)
             self._go_on()
             self._begin()
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:

@@ -113,10 +113,13 @@ class WeightRewinding(InTraining):
             )
         if self.chosen.epoch >= length:
             raise ValueError(f"`epoch` is one of the first training's {length}, but got {self.chosen.epoch}.")
-        self.level, self.levels, self.snapshot = 0, [], None
+        is_resumed = self._loaded is not None
         super().on_fit_start(trainer, pl_module)
+        if self._before is None:
+            self.level, self.levels, self.snapshot = 0, [], None
         self._num_epochs = length
-        trainer.fit_loop.max_epochs = self._end_of(self.chosen.num_levels)
+        if is_resumed or self.level < self.chosen.num_levels:  # a second fit only trains what is left
+            trainer.fit_loop.max_epochs = self._end_of(self.chosen.num_levels)
 
     def _end_of(self, level: int) -> int:
         return self.chosen.num_epochs(level, self._num_epochs)

@@ -73,7 +73,7 @@ def check_match(argument: str, pattern: str, names: Iterable[str]) -> None:
         near = did_you_mean(pattern, by_last_part | {path: path for path in paths})
         raise ValueError(
             f"`{argument}` has a pattern that matches no weight: {pattern!r}.{near} "
-            f"The candidates are {listed(known)}."
+            f"The candidates are {listed(known) or 'none'}."
         )
 
 

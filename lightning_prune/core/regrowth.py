@@ -86,7 +86,9 @@ class SparseRecipe:
         return self.plain.describe() | {name: as_text(getattr(self, name)) for name in own}
 
 
-def regrow(mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, fraction: float) -> Tensor:
+def regrow(
+    mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, fraction: float, name: str = "scores"
+) -> Tensor:
     """Drop the worst active weights of a layer, and grow as many in each row as it has lost.
 
     Evci et al. 2020, RigL (arXiv:1911.11134), algorithm 1, where the layer is one row. A weight that was just dropped
@@ -99,9 +101,13 @@ def regrow(mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, fraction: flo
         drop_scores: (R, C), how good the active weights are; others are not looked at.
         grow_scores: (R, C), how good the free places are.
         fraction: of the layer's active weights, in [0, 1], to the nearest whole number.
+        name: of the layer's weight, for messages.
 
     Returns:
         The new mask (R, C). Among equals the earlier place stays, or is grown.
+
+    Raises:
+        ValueError: a score is NaN.
 
     Example:
         >>> import torch
@@ -112,14 +118,15 @@ def regrow(mask: Tensor, drop_scores: Tensor, grow_scores: Tensor, fraction: flo
     num_active = mask.sum(1)
     total = int(num_active.sum())
     active = drop_scores.masked_fill(~mask, -math.inf)
-    kept = core.keep_top({"": active}, total - round(fraction * total))[""]
-    return kept | _best(grow_scores.masked_fill(kept, -math.inf), num_active - kept.sum(1))
+    kept = core.keep_top({name: active}, total - round(fraction * total))[name]
+    return kept | _best(grow_scores.masked_fill(kept, -math.inf), num_active - kept.sum(1), name)
 
 
-def _best(scores: Tensor, counts: Tensor) -> Tensor:
+def _best(scores: Tensor, counts: Tensor, name: str) -> Tensor:
     """Return a mask of as many of each row's highest scores as `counts` says."""
     if len(counts) == 1:
-        return core.keep_top({"": scores}, int(counts))[""]
+        return core.keep_top({name: scores}, int(counts))[name]
+    core.keep_top_rows(scores, 0, name)  # refuses what cannot be ranked
     most = int(counts.max())
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, :most]
     is_kept = counts[:, None] > counts.new_tensor(range(most))

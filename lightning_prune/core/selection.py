@@ -54,12 +54,13 @@ def keep_top(scores: Scores, num_keep: int) -> Masks:
     return _masks(scores, _find_cut(scores, num_keep, total))
 
 
-def keep_top_rows(scores: Tensor, num_keep: int) -> Tensor:
+def keep_top_rows(scores: Tensor, num_keep: int, name: Name = "scores") -> Tensor:
     """Return a mask of exactly the `num_keep` highest scores of each row; among equals the lower index is kept.
 
     Args:
         scores: (rows, columns), floating-point.
         num_keep: from 0 to the number of columns.
+        name: whose scores they are, for messages.
 
     Raises:
         ValueError: `num_keep` is out of its range, or a score is NaN.
@@ -72,7 +73,7 @@ def keep_top_rows(scores: Tensor, num_keep: int) -> Tensor:
     num_columns = scores.shape[1]
     if not 0 <= num_keep <= num_columns:
         raise ValueError(f"`num_keep` is a number of columns, in [0, {num_columns}], but got {num_keep}.")
-    refuse_nan({"scores": scores}, [num_nan_of(scores)])
+    refuse_nan({name: scores}, [num_nan_of(scores)])
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     height = max(1, CHUNK // max(1, num_columns))
     for part, marks in zip(torch.split(scores, height), torch.split(mask, height), strict=True):

@@ -25,7 +25,7 @@ from lightning_prune.model.grouping import without
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
-from lightning_prune.model.targets import output_dims, select_targets
+from lightning_prune.model.targets import check_values, output_dims, select_targets
 from lightning_prune.report.progress import working
 
 
@@ -49,6 +49,7 @@ class GroupPruner(Masked):
     ) -> None:
         self.model, self.recipe, self.call = model, recipe, call
         scored = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
+        check_values(scored)
         self.scored = {name: tuple(parameter.shape) for name, parameter in scored.items()}
         self.couplings = trace(call.module, call.args, call.kwargs, root=model)
         dims = output_dims(model) if getattr(recipe.criterion, "per_output", False) else None

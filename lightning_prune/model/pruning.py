@@ -28,7 +28,7 @@ from lightning_prune.model.guarding import Guard
 from lightning_prune.model.orientation import Oriented, turned_in
 from lightning_prune.model.shards import shards_of
 from lightning_prune.model.statistics import Statistics
-from lightning_prune.model.targets import select_targets
+from lightning_prune.model.targets import check_values, select_targets
 
 
 class Pruner(Masked):
@@ -53,6 +53,7 @@ class Pruner(Masked):
             )
         self.model, self.recipe, self.granularity = model, recipe, recipe.granularity
         self.targets = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
+        check_values(self.targets)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
         self.group_shapes = group_shapes(self.shapes, self.granularity)
         turned = turned_in(model, self.targets) if self.granularity == Weight() else frozenset()

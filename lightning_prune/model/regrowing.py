@@ -96,7 +96,7 @@ class RegrowingPruner(Pruner):
         for name, mask in self.shards.seen(self.masks).items():
             seen = [self.scope.turn(name, tensor) for tensor in (mask, drop[name], grow[name])]
             rows = [self._rows(tensor) for tensor in seen]
-            found = self._from_rows(regrow(rows[0], rows[1], rows[2], fraction), tuple(seen[0].shape))
+            found = self._from_rows(regrow(rows[0], rows[1], rows[2], fraction, name), tuple(seen[0].shape))
             self.masks[name] = self.shards.part(name, self.scope.turn(name, found).contiguous())
 
     def _rows(self, tensor: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -48,9 +50,10 @@ def select_targets(
 ) -> dict[Name, nn.Parameter]:
     """Return the parameters to prune by name, in the order of the model; tied weights once, by their first name.
 
-    Candidates are floating-point parameters of at least two dims: never a bias or the scale of a norm. By default
-    the weights of linear and convolution layers and of attention projections are taken, the output layer among
-    them (`exclude=["head"]` leaves yours out), embeddings and recurrent layers not (`include=[nn.Embedding, ...]`).
+    Candidates are dense floating-point parameters, of 16 bits or more, of at least two dims: never a bias or the scale
+    of a norm. By default the weights of linear and convolution layers and of attention projections are taken, the
+    output layer among them (`exclude=["head"]` leaves yours out), embeddings and recurrent layers not
+    (`include=[nn.Embedding, ...]`).
 
     Args:
         model: any module.
@@ -87,6 +90,34 @@ def select_targets(
     return chosen
 
 
+def check_values(targets: Mapping[Name, nn.Parameter]) -> None:
+    """Refuse weights that have no values, or none of their own, so that they could not be masked one by one.
+
+    Raises:
+        ValueError: one on the meta device, one whose entries share memory, or two that do.
+    """
+    places: dict[int, list[tuple[int, int, Name]]] = {}
+    for name, parameter in targets.items():
+        if parameter.is_meta:
+            raise ValueError(
+                f"`{name}` is on the meta device, without values: load or initialise the model first."
+            )
+        strides = zip(parameter.stride(), parameter.shape, strict=True)
+        if any(stride == 0 and size > 1 for stride, size in strides):
+            raise ValueError(f"`{name}` has entries that share memory, as `expand` makes them: clone it.")
+        if type(parameter) is nn.Parameter and parameter.is_contiguous():
+            start = parameter.data_ptr()
+            end = start + parameter.numel() * parameter.element_size()
+            places.setdefault(parameter.untyped_storage().data_ptr(), []).append((start, end, name))
+    for found in places.values():
+        for (_, end, first), (start, _, second) in pairwise(sorted(found)):
+            if start < end:
+                raise ValueError(
+                    f"`{first}` and `{second}` are two parameters that share memory: let both modules hold the same "
+                    "one, or clone it."
+                )
+
+
 def output_dims(model: nn.Module) -> dict[Name, set[int]]:
     """Return along which dims of each weight its outputs lie; of a tied weight, those of all layers that hold it.
 
@@ -119,7 +150,9 @@ def _is_candidate(module: nn.Module, key: str, parameter: Tensor) -> bool:
     is_spared = key.startswith("bias") or isinstance(
         module, NORMS
     )  # the biases of an attention have three dims
-    return parameter.dim() >= 2 and parameter.numel() > 0 and parameter.is_floating_point() and not is_spared
+    is_plain = parameter.is_floating_point() and parameter.layout is torch.strided
+    is_plain = is_plain and parameter.element_size() > 1  # there is no arithmetic for floats of 8 bits
+    return parameter.dim() >= 2 and parameter.numel() > 0 and is_plain and not is_spared
 
 
 def _check_matches(argument: str, patterns: Sequence[Pattern], candidates: Mapping[Name, _Candidate]) -> None:

@@ -31,7 +31,7 @@ class OWL:
             the sparsity leaves.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value out of its range, or (in use) scores that are infinite or NaN.
 
     Example:
         >>> import torch
@@ -71,6 +71,10 @@ class OWL:
         for name in sizes:
             found = scores[name].detach().float()
             found = found.masked_fill(found == -math.inf, 0.0)
+            if not bool((mean := found.double().mean()).isfinite()):
+                raise ValueError(
+                    f"`scope` OWL compares with the mean score, which is finite, but got {float(mean)} for `{name}`."
+                )
             outliers = float((found > self.threshold * found.mean()).float().mean())
             sums.setdefault(layer_of(name), []).append(outliers)
         return {name: sum(sums[layer_of(name)]) / len(sums[layer_of(name)]) for name in sizes}

@@ -81,7 +81,7 @@ class NofM:
         if not num_blocks:
             return found.new_ones(found.shape).bool()
         blocks = self.rows(found)
-        best = core.keep_top_rows(blocks, self.n)
+        best = core.keep_top_rows(blocks, self.n, name)
         if num_spared > 0:
             others = blocks.masked_fill(best, math.inf)  # the best of each block come first in this ranking
             ranked = LazyScores({name: (num_blocks, self.m)}, lambda _: others, across_of(scores))

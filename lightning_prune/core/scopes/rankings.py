@@ -174,7 +174,8 @@ class PerRow:
                 f"{tuple(scores.shape)} for `{name}`: its groups are whole slices. Use Local or Global."
             )
         rows = self.rows(scores)
-        return self.from_rows(core.keep_top_rows(rows, num_kept(rows.shape[1], sparsity)), scores.shape)
+        num_keep = num_kept(rows.shape[1], sparsity)
+        return self.from_rows(core.keep_top_rows(rows, num_keep, name), scores.shape)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Return (outputs, all else)."""
@@ -196,7 +197,7 @@ class LAMP:
         min_keep: as in `Global`.
 
     Raises:
-        ValueError: a negative `min_keep`, or (in use) negative scores.
+        ValueError: a negative `min_keep`, or (in use) scores that are negative, infinite or NaN.
 
     Example:
         >>> import torch
@@ -226,6 +227,10 @@ class LAMP:
         if bool(((flat < 0) & ~gone).any()):
             raise ValueError(
                 f"`scope` LAMP squares the scores, which are at least 0, but got negative ones for `{name}`."
+            )
+        if not bool(flat.masked_fill(gone, 0.0).sum().isfinite()):
+            raise ValueError(
+                f"`scope` LAMP sums the scores up, which are finite, but got infinity or NaN among those of `{name}`."
             )
         squares, order = flat.masked_fill(gone, 0.0).square().sort(descending=True, stable=True)
         larger = squares.cumsum(0)  # the weight itself included
