@@ -264,6 +264,18 @@ def misspelt(draw: Random, override: str) -> str:
     return f"{name[:place]}{name[place + 1 :]}={rest}"
 
 
+def dense_checkpoint(folder: Path) -> str:
+    """Train a dense network for a step, and return where it was saved."""
+    from lightning_prune.examples.data import Digits
+    from lightning_prune.examples.tasks import Classifier
+
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)  # fmt: skip
+    trainer.fit(Classifier("MLP", sizes=[64, 12, 8, 10]), Digits(batch_size=32))
+    trainer.save_checkpoint(path := folder / "dense.ckpt")
+    return str(path)
+
+
 class Unclear(Exception):  # noqa: N818
     """A job that broke a promise."""
 

@@ -190,14 +190,14 @@ def evaluate(cfg: DictConfig) -> Metrics:
     """
     check(cfg)
     import lightning as L
-    import torch
 
     from lightning_prune.model.targets import select_targets
+    from lightning_prune.model.whole import read_checkpoint
 
     _silence()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
-    _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
+    _load_weights(model, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
     trainer = _trainer(cfg)
     trainer.test(model, datamodule=datamodule, verbose=False)
     targets = select_targets(model)
@@ -225,14 +225,14 @@ def analyse(cfg: DictConfig) -> Metrics:
     """
     check(cfg)
     import lightning as L
-    import torch
 
     from lightning_prune import analysis
+    from lightning_prune.model.whole import read_checkpoint
 
     _silence()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
-    _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
+    _load_weights(model, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
     folder = Path(HydraConfig.get().runtime.output_dir)
     names = ("metric", "sparsities", "sparsity", "include", "exclude", "curves")
     settings = {name: _plain(cfg[name]) for name in names}

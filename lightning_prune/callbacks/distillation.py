@@ -17,6 +17,7 @@ from lightning_prune.callbacks.evaluation import silenced
 from lightning_prune.core.checks import check_positive, check_range, did_you_mean
 from lightning_prune.model.calls import capture_call, random_states_kept
 from lightning_prune.model.distillation import distillation_loss, feature_loss
+from lightning_prune.model.whole import read_checkpoint
 
 
 class Distillation(L.Callback):
@@ -97,7 +98,7 @@ class Distillation(L.Callback):
                 )
         self.teacher = _copied(pl_module)
         if self.file is not None:
-            self._load_(torch.load(self.file, map_location="cpu", weights_only=True)["state_dict"])
+            self._load_(read_checkpoint(self.file)["state_dict"])
 
     def _load_(self, state: dict[str, Tensor]) -> None:
         assert self.teacher is not None

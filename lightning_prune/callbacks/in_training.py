@@ -196,8 +196,19 @@ class InTraining(PruningCallback):
             self._is_news = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log once in each epoch at least."""
+        """Log once in each epoch at least, and see that the module still has what is pruned.
+
+        Raises:
+            ValueError: a module was replaced or removed, whose masks would be lost without a word.
+        """
         self._is_news = True
+        if self.pruner is not None:
+            here = {id(parameter) for parameter in pl_module.parameters()}
+            if gone := [name for name, p in self.pruner.targets.items() if id(p) not in here]:
+                raise ValueError(
+                    f"`{gone[0]}` is pruned, but was taken out of the module or replaced in it since: change modules "
+                    "before fitting starts, or exclude them."
+                )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mask what averaging callbacks have put into the module, and say so where the target was not reached."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
@@ -37,6 +36,7 @@ from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.solved import Solved, key_of
 from lightning_prune.model.statistics import needs_loss
+from lightning_prune.model.whole import read_checkpoint
 from lightning_prune.report.progress import showing, steps
 
 FILE_NAME = "pruned.ckpt"
@@ -153,7 +153,11 @@ class PostTrainingPruning(PruningCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune what was trained, validate it before and after, and save it."""
         if self.checkpoint == "best" and isinstance(callback := trainer.checkpoint_callback, ModelCheckpoint):
-            best = torch.load(callback.best_model_path, map_location=pl_module.device, weights_only=True)
+            if not callback.best_model_path:
+                raise ValueError(
+                    '`checkpoint` is "best", but no checkpoint was saved: there was no validation.'
+                )
+            best = read_checkpoint(callback.best_model_path, pl_module.device)
             pl_module.load_state_dict(best["state_dict"])
         self.metrics_before = validate_within_fit(trainer)
         self._prune_(trainer, pl_module, trainer.train_dataloader)

@@ -105,13 +105,13 @@ class WeightRewinding(InTraining):
         Raises:
             ValueError: the Trainer does not count in epochs, or `epoch` is none of its.
         """
-        length = trainer.max_epochs
-        if length is None or length < 1 or trainer.max_steps != -1:
+        length, is_trial = trainer.max_epochs, bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if length is None or length < 1 or (trainer.max_steps != -1 and not is_trial):
             raise ValueError(
                 f"`max_epochs` is the length of one training, at least 1, and `max_steps` is not set, but got "
                 f"{length} and {trainer.max_steps}."
             )
-        if self.chosen.epoch >= length:
+        if self.chosen.epoch >= length and not is_trial:
             raise ValueError(f"`epoch` is one of the first training's {length}, but got {self.chosen.epoch}.")
         is_resumed = self._loaded is not None
         super().on_fit_start(trainer, pl_module)

@@ -14,6 +14,7 @@ from lightning_prune.graph import Plan
 from lightning_prune.model.history import KEY as KEY
 from lightning_prune.model.history import plans_of, read_record
 from lightning_prune.model.surgery import carry_out_
+from lightning_prune.model.whole import check_whole
 
 HOOK = "on_load_checkpoint"
 M = TypeVar("M", bound=nn.Module)
@@ -114,6 +115,7 @@ def load_pruned(
         raise ValueError(
             f"`cls` is a LightningModule, which builds itself from a checkpoint, but got {cls!r}."
         )
+    check_whole(path)
     with _replaying(cls):
         load: Callable[..., M] = getattr(cls, "load_from_checkpoint")  # noqa: B009
         return load(path, map_location=map_location, strict=strict, weights_only=True, **kwargs)

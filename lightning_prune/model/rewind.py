@@ -53,10 +53,19 @@ def rewind_(
         optimizers: get their state; without `weights` the settings of their groups (learning rates) only.
         schedulers: get theirs.
         weights: False is learning-rate rewinding: what was learned stays, the schedule starts again.
+
+    Raises:
+        ValueError: the module has other tensors by now.
     """
     own: Snapshot = tree_map_only(Tensor, torch.clone, snapshot)
     if weights:
-        module.load_state_dict(own["module"])
+        try:
+            module.load_state_dict(own["module"])
+        except RuntimeError as error:
+            raise ValueError(
+                "`module` has the tensors that it had when the snapshot was taken, but got a module that has changed "
+                f"since: {error}"
+            ) from error
         for optimizer, state in zip(optimizers, own["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     else:

@@ -1,0 +1,69 @@
+"""Random configurations of the command line run and reach what was asked for, or are refused with a clear error.
+
+`python -m benchmarks.fuzz_configs` does the same to thousands, and prints the overrides of what goes wrong.
+"""
+
+import logging
+
+import pytest
+
+from benchmarks.random_configs import Job, dense_checkpoint, fields_of, random_job, run, settings_of
+
+BLOCKS = {"a few": (range(12), 2, 3), "many": (range(20_000, 20_150), 50, 50)}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    return dense_checkpoint(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("block", ["a few", pytest.param("many", marks=pytest.mark.slow)])
+def test_whatever_is_asked_for(block, dense):
+    seeds, least_run, least_refused = BLOCKS[block]
+    outcomes = [run(random_job(seed), dense)["outcome"] for seed in seeds]  # raises what is wrong
+    assert outcomes.count("ran") >= least_run and outcomes.count("refused") >= least_refused
+
+
+def test_a_job_is_a_function_of_its_seed():
+    assert random_job(3) == random_job(3) != random_job(4)
+
+
+def test_settings_are_those_of_the_recipe_and_of_the_noun():
+    assert {"sparsity", "shrink", "window"} <= set(settings_of("global_structured"))
+    assert "num_levels" in settings_of("rewinding") and "num_levels" not in settings_of("wanda")
+    assert fields_of("schedule", "polynomial") == ["power"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["pruning=rigl", "pruning.grow=true"], "`grow` is an object such as Random(), but got True"),
+        (["pruning=gradual", "pruning.exclude=3"], "`exclude` is a list of patterns, but got 3"),
+        (["pruning=sparsegpt", "pruning.blocks=[1]"], "`blocks` is the path of a module, for a solver"),
+        (["pruning=one_shot", "pruning.blocks=network"], "`blocks` is the path of a module, for a solver"),
+        (["pruning=dpf", "pruning/masking=null"], "To leave a group out, write"),
+        (["pruning=gradual", "model=mlp", "model.sizes=[60,10]"], "`model` reads and labels what `data` gives"),
+        (["pruning=gradual", "model=mlp", "model.sizes=[64,9]"], "`model` reads and labels what `data` gives"),
+        (["pruning=gradual", "data=mnist", "data.root=nowhere"], "`root` is a folder with mnist.npz"),
+        (["pruning=heads", "model=mlp", "model.sizes=[64,8,10]"], "finds nothing to prune in Classifier"),
+        (["pruning=depth", "model=resnet20", "pruning.include=[nothing]"], "matches no weight: 'nothing'"),
+        (["pruning=gradual", "pruning/window=steps"], "`window` ends at optimizer step 500"),
+        (["pruning=gradual", "pruning.scope.min_keep=0.5"], "`min_keep` is at most what the sparsity leaves"),
+        (["pruning=gradual", "trainer.devices=text"], "text"),
+        (["pruning=global_structured", "pruning.sparsity=null", "pruning/budget=params",
+          "pruning.budget.params=0.001"], "`budget` params=0.001 is out of reach"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_was_found_is_refused_before_the_first_step(overrides, said, dense):
+    found = run(Job("", tuple(overrides)), dense)
+    assert found["outcome"] == "refused" and said in found["said"]
