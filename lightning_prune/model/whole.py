@@ -46,7 +46,7 @@ def safely(load: Callable[[], T], path: str | Path) -> T:
 def check_whole(path: str | Path) -> None:
     """Refuse a file that `torch.save` has written and that is not what it was.
 
-    Archives hold a checksum (CRC-32) of each tensor, which `torch.load` does not look at: of a file with one bit flipped
+    Archives hold a checksum (CRC-32) of each tensor, which `torch.load` does not look at: of a file with a flipped bit
     it mostly returns other weights. It takes about a second for each gigabyte. Paths with a protocol ("s3://...") and
     folders, as sharded checkpoints are, are left alone.
 
