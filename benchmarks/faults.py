@@ -68,7 +68,7 @@ def fit(recipe: str, folder: Path, seed: int = 7, during: Callable[[], None] = l
 
 
 def is_metric_of_level(name: str) -> bool:
-    """Whether a leaf is a metric that was noted where a level ended; it is lost with a run that is killed right there."""
+    """Whether a leaf is a metric that was noted where a level ended: lost with a run that is killed right there."""
     return "'levels'" in name and "'level')" not in name and "'sparsity')" not in name
 
 
@@ -195,7 +195,9 @@ class Trial:
 
         (self.folder / DIGEST).unlink(missing_ok=True)
         self.said.unlink(missing_ok=True)
-        seed = 8 if place.exists() else 7  # a run that goes on has its own random state; one that starts, the seed's
+        seed = (
+            8 if place.exists() else 7
+        )  # a run that goes on has its own random state; one that starts, the seed's
         code = finished(forked(lambda: fit(self.recipe, self.folder, seed, during), self.said))
         if code == 1:
             said = self.said.read_text()

@@ -49,6 +49,14 @@ PLAN_FILE = "plan.json"
 NAMED_CHECKPOINTS = ("best", "last", "hpc")
 TRAINER_COUNTS = {"max_epochs": -1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
 """Whole numbers of the Trainer that it does not check itself, and their minimum."""
+TRAINER_FLAGS = (
+    "detect_anomaly",
+    "barebones",
+    "inference_mode",
+    "enable_progress_bar",
+    "enable_checkpointing",
+)
+"""What is true or false, and not checked by the Trainer either."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OURS = ("joblib", "submitit_local", "submitit_slurm", "optuna")
 SIZES_OF_COST = ("params", "nonzeros", "macs", "effective_macs", "num_bytes", "gzip_bytes")
@@ -111,7 +119,7 @@ def _train(cfg: DictConfig) -> Metrics:
     _silence()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
-    rehearse(model, datamodule)
+    _check_optimized(cfg.optimized_metric, rehearse(model, datamodule))
     trainer = _trainer(cfg)
     with invoked(invocation_of(cfg)):
         if cfg.train:
@@ -148,10 +156,10 @@ def plan(cfg: DictConfig) -> bool:
     """
     check(cfg)
     import lightning as L
-    import torch
 
     from lightning_prune.callbacks.base import PruningCallback
     from lightning_prune.callbacks.preview import preview
+    from lightning_prune.model.whole import read_checkpoint
     from lightning_prune.report.preview import to_json
 
     _silence()
@@ -160,7 +168,7 @@ def plan(cfg: DictConfig) -> bool:
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
     is_trained = not cfg.train
     if is_trained:
-        _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
+        _load_weights(model, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
     with open_dict(cfg):
         cfg.logger = None
     trainer = _trainer(cfg)
@@ -257,14 +265,14 @@ def export(cfg: DictConfig) -> Metrics:
     check(cfg)
     settings = _checked_export(cfg)
     import lightning as L
-    import torch
 
     from lightning_prune import shipping
+    from lightning_prune.model.whole import read_checkpoint
 
     _silence()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, model = instantiate(cfg.data), instantiate(cfg.model)
-    _load_weights(model, torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True), cfg.ckpt_path)
+    _load_weights(model, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         found = shipping.ship(model, datamodule, folder, **settings)
@@ -286,6 +294,9 @@ def check(cfg: DictConfig) -> None:
         for name, minimum in TRAINER_COUNTS.items():
             if (value := (cfg.get("trainer") or {}).get(name)) is not None:
                 check_count(f"trainer.{name}", value, minimum)
+        for name in TRAINER_FLAGS:
+            if not isinstance(value := (cfg.get("trainer") or {}).get(name), bool | None):
+                raise ValueError(f"`trainer.{name}` is true or false, but got {value!r}.")
         for group, settings in (("data", Loading), ("model", Optimization)):
             _check_example(cfg[group], settings)
         pruning = cfg.get("pruning") or {}
@@ -315,6 +326,13 @@ def chosen(metrics: Metrics, names: str | Iterable[str] | None) -> float | tuple
         metrics[check_choice("optimized_metric", n, metrics)] for n in ([names] if single else names)
     )
     return values[0] if single else values
+
+
+def _check_optimized(names: str | Iterable[str] | None, logged: set[str] | None) -> None:
+    """Refuse before the run what could not be picked after it, as far as it is known what a module logs."""
+    for name in ([names] if isinstance(names, str) else names) or ():
+        if logged and name.startswith(("train/", "val/", "test/")):
+            check_choice("optimized_metric", name, sorted(logged))
 
 
 def invocation_of(cfg: DictConfig) -> Invocation:

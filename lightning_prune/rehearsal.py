@@ -18,23 +18,29 @@ if TYPE_CHECKING:
 NUM_EXAMPLES = 64  # enough to meet all classes
 
 
-def rehearse(module: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+def rehearse(module: L.LightningModule, datamodule: L.LightningDataModule) -> set[str] | None:
     """Run a batch through the steps of an example, without a trace; modules of others are left alone.
+
+    Returns:
+        The names of the metrics that it logs, or None for a module that is no example.
 
     Raises:
         ValueError: the network cannot read the data, or its outputs are not what the data has labels for.
     """
     if not (isinstance(module, Task) and isinstance(datamodule, InMemory)):
-        return
+        return None
     datamodule.setup("fit")
     examples: Any = datamodule.sets["train"]
     batch = as_sliced(examples.__getitems__(range(min(NUM_EXAMPLES, len(examples)))))
+    names: set[str] = set()
     try:
         with undisturbed(module), silenced(module), torch.no_grad():
-            for step in (module.training_step, module.validation_step):
+            vars(module)["log"] = lambda name, *_, **__: names.add(name)
+            for step in (module.training_step, module.validation_step, module.test_step):
                 step(batch, 0)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ValueError(
             f"`model` reads and labels what `data` gives, but got {type(module.network).__name__} for "
             f"{type(datamodule).__name__} with inputs of shape {tuple(batch[0].shape[1:])}: {error}"
         ) from error
+    return names

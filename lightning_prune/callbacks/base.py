@@ -120,6 +120,11 @@ class PruningCallback(L.Callback):
         self.updates.append(update)
         if fraction >= 1.0 and isinstance(self.pruner, GroupPruner) and (missed := self.pruner.missed):
             self._warn(missed)
+        if fraction >= 1.0 and self.pruner.final_sparsity and not self.pruner.sparsity:
+            goal, num = self.pruner.final_sparsity, self.pruner.num_groups
+            self._warn(
+                f"Nothing was removed: a sparsity of {goal:.4g} is less than one of {num} that compete."
+            )
 
     def _coupled(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, trained: Container[int] | None = None

@@ -58,7 +58,7 @@ def test_settings_are_those_of_the_recipe_and_of_the_noun():
         (["pruning=depth", "model=resnet20", "pruning.include=[nothing]"], "matches no weight: 'nothing'"),
         (["pruning=gradual", "pruning/window=steps"], "`window` ends at optimizer step 500"),
         (["pruning=gradual", "pruning.scope.min_keep=0.5"], "`min_keep` is at most what the sparsity leaves"),
-        (["pruning=gradual", "trainer.devices=text"], "text"),
+        (["pruning=gradual", "trainer.devices=text"], "`devices` selected with"),
         (["pruning=global_structured", "pruning.sparsity=null", "pruning/budget=params",
           "pruning.budget.params=0.001"], "`budget` params=0.001 is out of reach"),
     ],
