@@ -28,8 +28,8 @@ from omegaconf import DictConfig, open_dict
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_prune import SparsityMonitor, cli, config
-from lightning_prune.answers import answer
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.cli.answers import answer
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TINY = (

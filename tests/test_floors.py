@@ -49,8 +49,8 @@ FLOORS = {
         "lightning_prune.examples",
     },
 }
-HYDRA = {"answers.py", "cli.py", "config.py"}
-TOP = {"sweep"}  # folders whose modules stand at the top, too
+HYDRA = {"config.py"}
+TOP = {"cli", "sweep"}  # folders whose modules stand at the top, too
 # callbacks that users add: they do not know of each other
 LEAVES = {"train_time", "post_training"}
 TORCH_FREE = [
