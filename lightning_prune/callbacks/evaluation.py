@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric
 
 
@@ -43,16 +43,47 @@ def as_metrics(outputs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def calibration_batches(trainer: L.Trainer, loader: Iterable[Any] | None, num_batches: int) -> list[Any]:
-    """Return the first batches of a loader, on the trainer's device.
+    """Return the first batches of a loader, or of several, on the trainer's device.
+
+    They are those of the first epoch, whichever epoch a run has come to: one that is resumed where it ended reads the
+    same. Their place within an epoch, which loaders go on from after a resume, is left out.
 
     Raises:
-        ValueError: there is no loader.
+        ValueError: there is no loader, or it gives no batch.
     """
     if loader is None:
         raise ValueError(
             "`datamodule` gives training batches to calibrate on, but there is no train_dataloader."
         )
-    return _on_device(trainer, islice(iter(loader), num_batches))
+    combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
+    again = CombinedLoader(tree_map(_from_the_start, combined.iterables), combined._mode)
+    with _first_epoch(tree_leaves(combined.iterables)):
+        found = _on_device(trainer, (batch for batch, _, _ in islice(iter(again), num_batches)))
+    if not found:
+        raise ValueError("`train_dataloader` gives batches to calibrate on, but gave none.")
+    return found
+
+
+def _from_the_start(loader: Any) -> Any:
+    """Return a copy of a loader that does not go on from a place within an epoch."""
+    fresh = copy.copy(loader)
+    if getattr(fresh, "_resumed", None) is not None:
+        fresh._resumed = None
+    return fresh
+
+
+@contextmanager
+def _first_epoch(loaders: Iterable[Any]) -> Iterator[None]:
+    """Let samplers give the order of the first epoch for a while."""
+    found: list[Any] = [getattr(ld, name, None) for ld in loaders for name in ("sampler", "batch_sampler")]
+    samplers = [(sampler, sampler.epoch) for sampler in found if hasattr(sampler, "set_epoch")]
+    for sampler, _ in samplers:
+        sampler.set_epoch(0)
+    try:
+        yield
+    finally:
+        for sampler, epoch in samplers:
+            sampler.set_epoch(epoch)
 
 
 def training_batches(trainer: L.Trainer, num_batches: int) -> list[Any]:

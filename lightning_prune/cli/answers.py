@@ -32,6 +32,8 @@ def answer(error: BaseException) -> str | None:
     """
     if isinstance(error, CompactHydraException):
         return explained(error)
+    if isinstance(error, OmegaConfBaseException):
+        return str(error).strip()
     is_checked = isinstance(error, ValueError) and _raised_in(error.__traceback__).split(".")[0] in CHECKED
     if not (is_checked or type(error).__name__ == MISCONFIGURED):
         return None

@@ -1,0 +1,171 @@
+"""Modules that change while they train, callbacks that meet on one model, fits that come again, and Ctrl-C."""
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from lightning_prune import (
+    Channel,
+    InitialPruning,
+    PostTrainingPruning,
+    SparseTraining,
+    TrainTimePruning,
+    WeightRewinding,
+)
+from tests.callbacks.toy import NUM_BATCHES, Toy, data, pruned_weights, trainer
+
+MAKE = {
+    "train_time": lambda **more: TrainTimePruning(0.5, report=False, **more),
+    "sparse": lambda **more: SparseTraining(0.5, report=False, **more),
+    "initial": lambda **more: InitialPruning(0.5, report=False, **more),
+    "rewinding": lambda **more: WeightRewinding(0.5, num_levels=1, report=False, **more),
+    "post": lambda **more: PostTrainingPruning(0.5, report=False, **more),
+    "structured": lambda **more: TrainTimePruning(0.5, granularity=Channel(), report=False, **more),
+}
+HOLDING = [name for name in MAKE if name != "post"]
+
+
+def holds(module, callback):
+    return not any(bool(w.any()) for w in pruned_weights(module, callback))
+
+
+class AtEpoch(L.Callback):
+    """Does something to the module when its second epoch starts."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            self.change(trainer, pl_module)
+
+
+def replaced(_, module):
+    module.body[4] = nn.Linear(16, 8)
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_a_module_that_is_replaced_in_mid_training_is_no_silent_loss(name):
+    with pytest.raises(
+        ValueError, match=r"`body\.4\.weight` is pruned, but was taken out of the module or replaced"
+    ):
+        trainer(AtEpoch(replaced), MAKE[name](), max_epochs=3).fit(Toy(), data(), data())
+
+
+@pytest.mark.parametrize("name", ["train_time", "sparse", "initial", "structured", "post"])
+def test_a_module_that_is_added_in_mid_training_trains_along(name):
+    def added(trainer, module):
+        module.extra = nn.Linear(4, 4)
+        trainer.optimizers[0].add_param_group({"params": module.extra.parameters()})
+
+    module, callback = Toy(), MAKE[name]()
+    trainer(AtEpoch(added), callback, enable_checkpointing=False).fit(module, data(), data())
+    assert callback.pruner.sparsity == pytest.approx(0.5, abs=0.1) and holds(module, callback)
+    assert ("extra.weight" in callback.pruner.targets) == (name == "post")
+
+
+def test_what_was_added_cannot_be_rewound():
+    def added(trainer, module):
+        module.extra = nn.Linear(4, 4)
+
+    with pytest.raises(ValueError, match=r"(?s)a module that has changed since: .*extra\.weight"):
+        trainer(AtEpoch(added), MAKE["rewinding"](), max_epochs=2).fit(Toy(), data(), data())
+
+
+def test_two_callbacks_prune_weights_of_their_own():
+    module = Toy()
+    first, second = (
+        TrainTimePruning(0.5, include=["body"], report=False),
+        SparseTraining(0.75, include=["head"]),
+    )
+    second.report = False
+    trainer(first, second).fit(module, data(), data())
+    assert holds(module, first) and holds(module, second)
+    assert (first.pruner.sparsity, second.pruner.sparsity) == (0.5, 0.75)
+
+
+def test_channels_and_weights_of_one_model():
+    module = Toy()
+    first = TrainTimePruning(0.5, granularity=Channel(), include=["body.0"], report=False)
+    second = TrainTimePruning(0.75, include=["head"], report=False)
+    trainer(first, second).fit(module, data(), data())
+    assert module.body[0].weight.shape == (8, 8) and module.body[4].weight.shape == (8, 8)
+    assert holds(module, second) and second.pruner.sparsity == 0.75
+
+
+@pytest.mark.parametrize("second", ["train_time", "sparse", "initial", "structured"])
+def test_two_callbacks_for_one_weight_are_refused(second):
+    first = TrainTimePruning(0.5, include=["head", "body.4"], report=False)
+    with pytest.raises(
+        ValueError, match="`callbacks` prune weights of their own each, but got .*body.4.weight"
+    ):
+        trainer(first, MAKE[second]()).fit(Toy(), data(), data())
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_second_fit_holds_what_the_first_has_pruned(name):
+    module, callback = Toy(), MAKE[name]()
+    sizes = []
+    for _ in range(2):
+        trainer(callback, max_epochs=2, enable_checkpointing=False).fit(module, data(), data())
+        assert callback.pruner.sparsity == pytest.approx(0.5, abs=0.1) and holds(module, callback)
+        sizes.append([tuple(p.shape) for p in module.parameters()])
+    assert sizes[0] == sizes[1]
+
+
+def test_rewinding_does_not_begin_anew_in_a_second_fit():
+    module, callback = Toy(), WeightRewinding(0.5, num_levels=2, report=False)
+    trainer(callback, max_epochs=1).fit(module, data(), data())
+    levels = list(callback.levels)
+    again = trainer(callback, max_epochs=1)
+    again.fit(module, data(), data())
+    assert again.global_step == NUM_BATCHES and callback.levels == levels and holds(module, callback)
+
+
+class Complete(Toy):
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_model_is_evaluated_before_and_after_it_is_fitted(name):
+    module, callback = Complete(), MAKE[name]()
+    run = trainer(callback, max_epochs=2, enable_checkpointing=False)
+    for _ in range(2):
+        run.validate(module, data(), verbose=False)
+        run.test(module, data(), verbose=False)
+        assert len(run.predict(module, data())) == NUM_BATCHES
+        if run.global_step == 0:
+            assert callback.pruner is None
+            run.fit(module, data(), data())
+    assert holds(module, callback)
+
+
+class Interrupts(L.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 9:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:.*you are about to interrupt")
+@pytest.mark.parametrize("name", MAKE)
+def test_a_run_that_is_interrupted_leaves_no_hook_and_can_go_on(name, tmp_path):
+    module, callback = Toy(), MAKE[name]()
+    saving = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
+    run = trainer(Interrupts(), callback, saving)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run.fit(module, data(), data())
+    assert run.global_step == 9 and not any(
+        m._forward_hooks or m._forward_pre_hooks for m in module.modules()
+    )
+    assert not any(optimizer._optimizer_step_post_hooks for optimizer in run.optimizers)
+    assert callback.pruner is None or holds(module, callback)
+    module, callback = Toy(), MAKE[name]()
+    again = trainer(callback, enable_checkpointing=False)
+    again.fit(module, data(), data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert again.global_step > 9 and callback.pruner.sparsity == pytest.approx(0.5, abs=0.1)
+    assert holds(module, callback)
