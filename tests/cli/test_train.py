@@ -16,12 +16,13 @@ from lightning_prune.examples.tasks import Classifier
 from lightning_prune.report.storage import load
 from tests.hydra_runs import QUIET, SMALL, composed, options
 
-N_OF_M = ("n_of_m", "sr_ste", "sparsegpt_2_4", "wanda_2_4")
+N_OF_M = ("n_of_m", "sr_ste", "sparsegpt_2_4", "wanda_2_4", "rigl_2_4")
 EXPECTED = {"none": 0.0, "rows": 0.5} | dict.fromkeys(N_OF_M)
 STRUCTURED = {  # recipe -> sparsity of its pieces, further settings
     "global_structured": (0.5, ()),
     "local_structured": (0.5, ()),
     "network_slimming": (0.5, ()),
+    "sparse_learning": (0.5, ()),
     "latency_budget": (None, ("pruning.budget.tolerance=0.4",)),  # no quiet machine is asked for
     "heads": (0.25, ("model=gpt", "data=tinyshakespeare", "model.num_layers=1", "data.block_size=16")),
     "depth": (0.25, ("model=resnet20",)),
