@@ -151,7 +151,7 @@ class Interrupts(L.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.filterwarnings("ignore:.*you are about to interrupt")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 @pytest.mark.parametrize("name", MAKE)
 def test_a_run_that_is_interrupted_leaves_no_hook_and_can_go_on(name, tmp_path):
     module, callback = Toy(), MAKE[name]()
