@@ -29,6 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_prune import SparsityMonitor, cli, config
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.cli import training
 from lightning_prune.cli.answers import answer
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -347,17 +348,17 @@ class Observed:
     trainer: L.Trainer
 
     def __enter__(self) -> Observed:
-        self._make = make = cli._trainer
+        self._make = make = training.trainer_of
 
         def trainer(cfg: DictConfig) -> L.Trainer:
             self.trainer = make(cfg)
             return self.trainer
 
-        cli._trainer = trainer
+        training.trainer_of = trainer
         return self
 
     def __exit__(self, *_: object) -> None:
-        cli._trainer = self._make
+        training.trainer_of = self._make
 
 
 @contextlib.contextmanager

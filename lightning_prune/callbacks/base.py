@@ -120,10 +120,14 @@ class PruningCallback(L.Callback):
         self.updates.append(update)
         if fraction >= 1.0 and isinstance(self.pruner, GroupPruner) and (missed := self.pruner.missed):
             self._warn(missed)
-        if fraction >= 1.0 and self.pruner.final_sparsity and not self.pruner.sparsity:
-            goal, num = self.pruner.final_sparsity, self.pruner.num_groups
+        goal, guard = (
+            self.pruner.final_sparsity,
+            getattr(self.pruner, "guard", None),
+        )  # a guard says it itself
+        if fraction >= 1.0 and goal and not self.pruner.sparsity and guard is None:
             self._warn(
-                f"Nothing was removed: a sparsity of {goal:.4g} is less than one of {num} that compete."
+                f"Nothing was removed: of the {self.pruner.num_groups} that compete, a sparsity of {goal:.4g} comes to "
+                "none, by the sizes that `scope` and `granularity` allow."
             )
 
     def _coupled(
