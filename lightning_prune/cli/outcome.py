@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from hydra.core.hydra_config import HydraConfig
 
 from lightning_prune.core.checks import check_choice
+from lightning_prune.report.numbers import numbers_of
 from lightning_prune.report.storage import write_text
 from lightning_prune.sweep.notes import METRICS_FILE
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from lightning_prune.report.data import Cost
-
 Metrics: TypeAlias = dict[str, float]
-SIZES_OF_COST = ("params", "nonzeros", "macs", "effective_macs", "num_bytes", "gzip_bytes")
 
 
 def as_numbers(metrics: Mapping[str, Any]) -> Metrics:
@@ -57,24 +55,7 @@ def reported(trainer: L.Trainer) -> Metrics:
 
     monitors = [cb for cb in trainer.callbacks if isinstance(cb, SparsityMonitor)]  # type: ignore[attr-defined]
     report = monitors[0].report if monitors else None
-    if report is None:
-        return {}
-    known = {"sparsity": report.achieved_sparsity or 0.0, **_sizes(report.cost_after), **report.metrics_after}
-    known |= {f"dense/{name}": value for name, value in _sizes(report.cost_before).items()}
-    if report.kind == "post_training":  # elsewhere the dense model was still in training
-        known |= {f"dense/{name}": value for name, value in report.metrics_before.items()}
-    return {name: float(value) for name, value in known.items() if value is not None}
-
-
-def _sizes(cost: Cost | None) -> dict[str, float | None]:
-    """What a model costs, as far as it was measured; of its latency the median and the quartiles."""
-    if cost is None:
-        return {}
-    sizes = {name: getattr(cost, name) for name in SIZES_OF_COST}
-    if (latency := cost.latency) is not None:
-        sizes |= {"latency_ms": latency.median_ms}
-        sizes |= {"latency_low_ms": latency.low_ms, "latency_high_ms": latency.high_ms}
-    return sizes
+    return {} if report is None else numbers_of(report)
 
 
 def levels_of(trainer: L.Trainer) -> Metrics:

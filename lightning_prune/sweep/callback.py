@@ -15,7 +15,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.core.checks import check_range
-from lightning_prune.report.storage import write_text
+from lightning_prune.report.numbers import numbers_of
+from lightning_prune.report.storage import load, write_text
 from lightning_prune.sweep.choice import TOLERANCE
 from lightning_prune.sweep.notes import METRICS_FILE, SWEEP_FILE, is_first_process, note_error, start_job
 from lightning_prune.sweep.progress import Progress
@@ -34,7 +35,8 @@ class SweepReport(Callback):
         seeds: names of the overrides that are repetitions.
         progress: whether to show how far it is.
 
-    In an application of your own, what a job returns is its row: a number, or a mapping of numbers by name.
+    In an application of your own, the row of a job is what its report in its folder says, and what the job returns: a
+    mapping of numbers by name, or one number, which goes by the `optimized_metric` of the configuration if it has one.
     """
 
     def __init__(
@@ -78,7 +80,11 @@ class SweepReport(Callback):
         folder, result = Path(config.hydra.runtime.output_dir), job_return._return_value
         if job_return.status == JobStatus.FAILED:
             note_error(folder, result)
-        elif not (folder / METRICS_FILE).is_file() and (metrics := _as_metrics(result)):
+        elif not (folder / METRICS_FILE).is_file():
+            name = config.get("optimized_metric")
+            metrics = reported(folder) | _as_metrics(result, name if isinstance(name, str) else "result")
+            if not metrics:
+                return
             write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -101,7 +107,13 @@ class SweepReport(Callback):
         return {**self.__dict__, "_shown": None, "_waiting": None}
 
 
-def _as_metrics(result: object) -> dict[str, float]:
-    """Return the numbers among what a job returned."""
-    named = result if isinstance(result, Mapping) else {"result": result}
+def reported(folder: Path) -> dict[str, float]:
+    """Return the numbers of the report that a run has left in its folder, the last one if there are several."""
+    found = sorted(folder.rglob("report.json"), key=lambda path: path.stat().st_mtime_ns)
+    return numbers_of(load(found[-1])) if found else {}
+
+
+def _as_metrics(result: object, name: str) -> dict[str, float]:
+    """Return the numbers among what a job returned, a single one under a name."""
+    named = result if isinstance(result, Mapping) else {name: result}
     return {str(name): float(value) for name, value in named.items() if isinstance(value, (int, float))}

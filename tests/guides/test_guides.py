@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 GUIDES = ROOT / "docs" / "guides"
 NEEDS = {
     "lightning-module": (),
-    "hydra-template": ("sklearn",),
+    "hydra-template": ("sklearn", "hydra_plugins.hydra_joblib_launcher", "submitit", "optuna"),
     "transformers": ("transformers",),
     "torchvision-timm": (),
     "lightning-cli": ("jsonargparse", "sklearn"),

@@ -104,7 +104,7 @@ def test_a_cluster_gets_what_the_file_says(root, tmp_path, monkeypatch):
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    config = OmegaConf.load(root / "conf" / "hydra" / "launcher" / "submitit_slurm.yaml")
+    config = OmegaConf.load(root / "conf" / "hydra" / "launcher" / "lightning_prune" / "submitit_slurm.yaml")
     more = {"name": "train", "submitit_folder": str(tmp_path), "slurm_partition": "gpu", "mem_gb": 7}
     launcher = instantiate(OmegaConf.merge(config, more))
     executor = submitit.AutoExecutor(folder=tmp_path, cluster=launcher.cluster)

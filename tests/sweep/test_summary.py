@@ -11,6 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_prune import sweep
+from lightning_prune.report import storage
+from lightning_prune.report.data import Cost, Report
 from lightning_prune.sweep.__main__ import main
 from tests.hydra_runs import QUIET, SMALL
 
@@ -185,6 +187,21 @@ def test_what_a_job_of_any_application_returns_is_its_row(tmp_path):
     rows = sweep.read_jobs(tmp_path)
     assert [row.get("result") for row in rows] == [0.5, None]
     assert rows[1]["val/acc"] == 0.25 and "name" not in rows[1]
+
+
+def test_what_a_run_in_any_application_reports_is_its_row_and_one_number_goes_by_its_name(tmp_path):
+    from hydra.core.utils import JobReturn, JobStatus
+
+    write_job(tmp_path, 0, ["lr=1"])
+    cost = Cost(params=10, nonzeros=4)
+    report = Report("train_time", achieved_sparsity=0.6, cost_after=cost, metrics_after={"val/acc": 0.25})
+    storage.save(report, tmp_path / "0" / "version_0" / "report.json")
+    config = {"hydra": {"runtime": {"output_dir": str(tmp_path / "0")}}, "optimized_metric": "test/acc"}
+    done = JobReturn(status=JobStatus.COMPLETED, _return_value=0.5)
+    sweep.SweepReport().on_job_end(OmegaConf.create(config), done)
+    (row,) = sweep.read_jobs(tmp_path)
+    found = {name: row[name] for name in ("sparsity", "params", "nonzeros", "val/acc", "test/acc")}
+    assert found == {"sparsity": 0.6, "params": 10.0, "nonzeros": 4.0, "val/acc": 0.25, "test/acc": 0.5}
 
 
 def test_a_tolerance_below_zero_is_refused_at_once():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def test_the_wheel_holds_the_recipes_and_nothing_of_the_checkout(root, wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     recipes = {str(path.relative_to(root)) for path in (root / "conf" / "pruning").glob("**/*.yaml")}
     assert {f"lightning_prune/{recipe}" for recipe in recipes} <= names
+    sweeps = {
+        str(path.relative_to(root)) for path in (root / "conf" / "hydra").glob("*/lightning_prune/*.yaml")
+    }
+    assert len(sweeps) == 6
+    held = {name for name in names if name.startswith("lightning_prune/conf/")}
+    assert held == {f"lightning_prune/{file}" for file in recipes | sweeps}
     assert "hydra_plugins/lightning_prune/__init__.py" in names
     assert "hydra_plugins/__init__.py" not in names, "it is a namespace that others share"
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
@@ -86,6 +93,20 @@ def test_mistakes_are_refused_in_a_foreign_application(site, subprocess_env, tmp
     done = run_app(site, tmp_path, subprocess_env, "+pruning=global_unstructured", "pruning.sparsty=0.75")
     assert done.returncode == 1
     assert "Key 'sparsty' not in 'TrainTimePruning'" in done.stderr
+
+
+def test_launchers_and_sweepers_travel_and_leave_those_of_hydra_alone(site, subprocess_env, tmp_path):
+    ours = ["hydra/launcher=lightning_prune/joblib", "hydra/sweeper=lightning_prune/optuna"]
+    done = run_app(
+        site, tmp_path, subprocess_env, *ours, "hydra/callbacks=lightning_prune/sweep", "--cfg=hydra"
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("launchers.JoblibLauncher", "optuna_sweeper.OptunaSweeper"):
+        assert f"_target_: hydra_plugins.lightning_prune.{name}" in done.stdout
+    assert "_target_: lightning_prune.sweep.SweepReport" in done.stdout
+    if find_spec("hydra_plugins.hydra_joblib_launcher"):
+        theirs = run_app(site, tmp_path, subprocess_env, "hydra/launcher=joblib", "--cfg=hydra")
+        assert "_target_: hydra_plugins.hydra_joblib_launcher.joblib_launcher" in theirs.stdout, theirs.stderr
 
 
 def test_what_pages_are_made_of_travels_in_the_wheel(wheel):
