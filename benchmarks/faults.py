@@ -14,7 +14,6 @@ before its first step. A trial that does neither is printed with its seed.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -36,7 +35,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from benchmarks.record import facts, table, write
+from benchmarks.blocks import Block, Ledger, parser
+from benchmarks.record import facts, table
 from lightning_prune import AtomicCheckpointIO
 from lightning_prune.callbacks import files
 from lightning_prune.model.whole import check_whole
@@ -219,7 +219,9 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-KINDS = ("killed", "killed in a write", "disk full", "cut off", "flipped bits")
+TRIALS = {"killed": 6, "killed in a write": 4, "disk full": 2, "cut off": 1, "flipped bits": 2}
+"""How many of each kind a recipe goes through."""
+OUTCOMES = ("as the whole", "refused", "broken")
 
 
 def whole_run(recipe: str) -> tuple[dict[str, str], float]:
@@ -234,39 +236,56 @@ def whole_run(recipe: str) -> tuple[dict[str, str], float]:
     return digests, seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--num", type=int, default=2, help="trials of each kind for each recipe")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def trials(recipe: str) -> Block:
+    """Return what came of all trials of a recipe."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
-    counts: dict[str, Counter[Outcome]] = {kind: Counter() for kind in options.kinds}
+    whole = whole_run(recipe)
+    counts: dict[str, Counter[Outcome]] = {kind: Counter() for kind in TRIALS}
     broken = []
-    for place, recipe in enumerate(options.recipes):
-        whole = whole_run(recipe)
-        for kind in options.kinds:
-            for number in range(options.num):
-                seed = options.seed + 1000 * place + number
-                outcome, said = Trial(recipe, seed, whole).run(kind)
-                counts[kind][outcome] += 1
-                if outcome == "broken":
-                    broken.append({"recipe": recipe, "kind": kind, "seed": seed, "said": said})
-                    print(f"{recipe}, {kind}, seed {seed}: {said[:600]}", flush=True)
-    outcomes = ("as the whole", "refused", "broken")
+    for kind, number in TRIALS.items():
+        for seed in range(100 * RECIPES.index(recipe), 100 * RECIPES.index(recipe) + number):
+            outcome, said = Trial(recipe, seed, whole).run(kind)
+            counts[kind][outcome] += 1
+            if outcome == "broken":
+                broken.append({"recipe": recipe, "kind": kind, "seed": seed, "said": said})
+    return {**counts, "failed": broken}
+
+
+def summary(ledger: Ledger) -> str:
+    """Return a table by kind, and one by recipe: how many trials ended as the whole run, or were refused."""
+    kinds = {kind: ledger.counts(kind) for kind in TRIALS}
+    everything = sum(kinds.values(), Counter())
     rows = [
-        {"fault": k, "trials": str(sum(c.values()))} | {o: str(c[o]) for o in outcomes}
-        for k, c in counts.items()
+        {"fault": kind, "trials": str(count.total())} | {o: str(count[o]) for o in OUTCOMES}
+        for kind, count in (kinds | {"all": everything}).items()
     ]
-    print(table(rows))
-    found = {kind: dict(count) for kind, count in counts.items()}
-    record = facts(options.seed) | {"recipes": len(options.recipes), "found": found, "broken": broken}
-    print(write("faults", record).name)
+    by_recipe = [
+        {"recipe": f"`{recipe}`"} | {kind: cell(Counter(block[kind])) for kind in TRIALS}
+        for recipe, block in ledger.blocks.items()
+    ]
+    seconds = sum(block["cpu_s"] for block in ledger.blocks.values())
+    return f"{table(rows)}\n\n{seconds:.0f} CPU s\n\n{table(by_recipe)}"
+
+
+def cell(count: Counter[Outcome]) -> str:
+    """Return how many of the trials ended as the whole run, and how many were refused or broken.
+
+    >>> cell(Counter({"as the whole": 4, "refused": 2}))
+    '4 of 6, 2 refused'
+    """
+    others = [f"{count[outcome]} {outcome}" for outcome in OUTCOMES[1:] if count[outcome]]
+    return ", ".join([f"{count[OUTCOMES[0]]} of {count.total()}", *others])
+
+
+def main() -> None:
+    options = parser("faults", __doc__)
+    options.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    found = options.parse_args()
+    ledger = Ledger(found.out, facts(0))
+    ledger.run(found.recipes, trials, found)
+    print(summary(ledger))
 
 
 if __name__ == "__main__":

@@ -8,23 +8,21 @@ broken promise. Those are printed with their overrides.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import multiprocessing
 import re
 import signal
 import tempfile
 import traceback
 import warnings
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.blocks import Block, Ledger, keys_of, parser, seeds_of
 from benchmarks.random_configs import Unclear, dense_checkpoint, random_job, run
-from benchmarks.record import facts, table, write
+from benchmarks.record import facts, table
 
 OUTCOMES = ("ran", "refused", "late", "unclear")
 SECONDS = 600  # of wall time for one job, on a busy machine
@@ -36,6 +34,7 @@ def attempt(seed: int, dense: str) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
     job = random_job(seed)
+    signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(SECONDS)
     try:
         found = run(job, dense)
@@ -50,48 +49,46 @@ def attempt(seed: int, dense: str) -> dict[str, Any]:
     return {"seed": seed, "overrides": job.overrides} | found
 
 
+def out_of_time(*_: Any) -> None:
+    raise TimeoutError(f"{SECONDS} s were not enough")
+
+
 def reason(said: str) -> str:
     """Return a refusal without values, to count alike ones together."""
     return re.sub(r"['\"\[(].*|[\d.]+", "", said.partition("\n")[0])[:60].strip()
 
 
+def trials(key: str) -> Block:
+    """Return what came of a block of seeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        logging.disable(logging.CRITICAL)
+        dense = dense_checkpoint(Path(folder))
+        rows = [attempt(seed, dense) for seed in seeds_of(key)]
+    return {
+        "outcomes": Counter(row["outcome"] for row in rows),
+        "refused": Counter(reason(row["said"]) for row in rows if row["outcome"] == "refused"),
+        "sums": {"steps": sum(row.get("steps", 0) for row in rows)},
+        "failed": [row for row in rows if row["outcome"] in ("late", "unclear")],
+    }
+
+
+def summary(ledger: Ledger) -> str:
+    outcomes, refused = ledger.counts("outcomes"), ledger.counts("refused")
+    row = {"configurations": outcomes.total(), **{outcome: outcomes[outcome] for outcome in OUTCOMES}}
+    row |= {"steps": ledger.counts("sums")["steps"]}
+    seconds = sum(block["cpu_s"] for block in ledger.blocks.values())
+    whole = table([{name: f"{number:,}" for name, number in row.items()} | {"CPU s": f"{seconds:.0f}"}])
+    return f"{whole}\n\n{table([{'refused because': why, 'times': str(n)} for why, n in refused.most_common(20)])}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--num", type=int, default=6000, help="number of configurations")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
-    rows = []
-    dense = dense_checkpoint(Path(tempfile.mkdtemp()))
-    seeds = range(options.first, options.first + options.num)
-    with multiprocessing.get_context("fork").Pool(options.processes, maxtasksperchild=100) as pool:
-        for row in pool.imap_unordered(partial(attempt, dense=dense), seeds):
-            rows.append(row)
-            if row["outcome"] in ("late", "unclear"):
-                told = row["said"][:300].replace("\n", " ")
-                print(f"seed {row['seed']}: {row['outcome']}: {told} {row['overrides']}", flush=True)
-    counts = Counter(row["outcome"] for row in rows)
-    refused = Counter(reason(row["said"]) for row in rows if row["outcome"] == "refused")
-    steps = sum(row.get("steps", 0) for row in rows)
-    print(
-        table(
-            [
-                {"configurations": str(len(rows))}
-                | {o: str(counts[o]) for o in OUTCOMES}
-                | {"steps": str(steps)}
-            ]
-        )
-    )
-    print(
-        table(
-            [{"refused because": why, "times": str(n)} for why, n in refused.most_common(20)] or [{"": "-"}]
-        )
-    )
-    failed = [row for row in rows if row["outcome"] in ("late", "unclear")]
-    record = facts(options.first) | {"found": dict(counts), "refused": dict(refused), "failed": failed}
-    print(write("fuzz_configs", record).name)
+    options = parser("fuzz_configs", __doc__)
+    options.add_argument("--num", type=int, default=6000, help="number of configurations")
+    options.add_argument("--first", type=int, default=0, help="the first seed")
+    found = options.parse_args()
+    ledger = Ledger(found.out, facts(found.first))
+    ledger.run(keys_of(found.first, found.num), trials, found)
+    print(summary(ledger))
 
 
 if __name__ == "__main__":

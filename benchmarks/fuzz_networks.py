@@ -8,8 +8,6 @@ not say what is wrong. Both are printed with their seed: `--first SEED --num 1` 
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import re
 import signal
 import traceback
@@ -20,7 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import facts, table, write
+from benchmarks.blocks import Block, Ledger, keys_of, parser, seeds_of
+from benchmarks.record import facts, table
 from benchmarks.zoo.random_pruning import VISIBLE, WrongError, fuzz
 
 OUTCOMES = ("equal", "nothing removed", "refused", "wrong", "crash")
@@ -31,6 +30,7 @@ def run(seed: int) -> dict[str, Any]:
     """Return what came of one seed, whatever it raises."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(SECONDS)
     try:
         return {"seed": seed} | fuzz(seed)
@@ -44,50 +44,51 @@ def run(seed: int) -> dict[str, Any]:
         signal.alarm(0)
 
 
+def out_of_time(*_: Any) -> None:
+    raise TimeoutError(f"{SECONDS} s were not enough")
+
+
 def reason(why: str) -> str:
     """Return a refusal without names and numbers, to count alike ones together."""
     return re.sub(r"\(.*?\)|`?steps\S+|[\d.]+", "", why)[:48].strip()
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    counts = Counter(row["outcome"] for row in rows)
+def trials(key: str) -> Block:
+    """Return what came of a block of seeds."""
+    rows = [run(seed) for seed in seeds_of(key)]
     controls = [row["control"] for row in rows if row.get("control") == row.get("control", 0.0)]
     return {
-        "networks": len(rows),
-        "pieces": sum(row.get("pieces", 0) for row in rows),
-        **{outcome: counts[outcome] for outcome in OUTCOMES},
+        "outcomes": Counter(row["outcome"] for row in rows),
+        "refused": Counter(reason(row["why"]) for row in rows if row["outcome"] == "refused"),
+        "sums": {
+            "pieces": sum(row.get("pieces", 0) for row in rows),
+            "controls": len(controls),
+            "visible controls": sum(control > VISIBLE for control in controls),
+        },
         "largest error": max((row.get("error", 0.0) for row in rows), default=0.0),
-        "controls": len(controls),
-        "visible controls": sum(control > VISIBLE for control in controls),
+        "failed": [row for row in rows if row["outcome"] in ("wrong", "crash")],
     }
 
 
+def summary(ledger: Ledger) -> str:
+    outcomes, refused = ledger.counts("outcomes"), ledger.counts("refused")
+    row = {"networks": outcomes.total(), **{outcome: outcomes[outcome] for outcome in OUTCOMES}}
+    row |= ledger.counts("sums")
+    largest = max(block["largest error"] for block in ledger.blocks.values())
+    seconds = sum(block["cpu_s"] for block in ledger.blocks.values())
+    cells = {name: f"{number:,}" for name, number in row.items()}
+    whole = table([cells | {"largest error": f"{largest:.1e}", "CPU s": f"{seconds:.0f}"}])
+    return f"{whole}\n\n{table([{'refused because': why, 'times': str(n)} for why, n in refused.most_common(12)])}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--num", type=int, default=3000, help="number of networks")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
-    rows = []
-    with multiprocessing.get_context("fork").Pool(options.processes, maxtasksperchild=100) as pool:
-        for row in pool.imap_unordered(run, range(options.first, options.first + options.num)):
-            rows.append(row)
-            if row["outcome"] in ("wrong", "crash"):
-                print(f"seed {row['seed']}: {row['outcome']}: {row['why'][:300]}", flush=True)
-    found = summary(rows)
-    refused = Counter(reason(row["why"]) for row in rows if row["outcome"] == "refused")
-    failed = [row for row in rows if row["outcome"] in ("wrong", "crash")]
-    print(table([{name: f"{v:.1e}" if isinstance(v, float) else str(v) for name, v in found.items()}]))
-    print(
-        table(
-            [{"refused because": why, "times": str(n)} for why, n in refused.most_common(12)]
-            or [{"refused": "-"}]
-        )
-    )
-    record = facts(options.first) | {"found": found, "refused": dict(refused), "failed": failed}
-    print(write("fuzz_networks", record).name)
+    options = parser("fuzz_networks", __doc__)
+    options.add_argument("--num", type=int, default=3000, help="number of networks")
+    options.add_argument("--first", type=int, default=0, help="the first seed")
+    found = options.parse_args()
+    ledger = Ledger(found.out, facts(found.first))
+    ledger.run(keys_of(found.first, found.num), trials, found)
+    print(summary(ledger))
 
 
 if __name__ == "__main__":

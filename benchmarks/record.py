@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -35,6 +36,17 @@ def facts(seed: int | Sequence[int]) -> dict[str, Any]:
             "threads": 1,
         },
     }
+
+
+def revision() -> str:
+    """Return the commit that runs, with a + where the working tree differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (
+        "+" if git("status", "--porcelain", "lightning_prune") else ""
+    )
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

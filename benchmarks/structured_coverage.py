@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import time
 import traceback
 import warnings
@@ -34,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import zoo
-from benchmarks.record import RESULTS, facts, table
+from benchmarks.record import RESULTS, facts, revision, table
 from benchmarks.zoo.example import Example
 from benchmarks.zoo.masked import difference, outputs64, reference
 from benchmarks.zoo.slices import mistaken, recover, tensors_of, wrong_slices
@@ -166,17 +165,6 @@ def in_own_process(tool: str, name: str, seconds: int) -> dict[str, Any]:
     process.kill()
     process.join()
     return row | {"wall_s": time.monotonic() - start}
-
-
-def revision() -> str:
-    """Return the commit that runs, with a + where the working tree differs from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (
-        "+" if git("status", "--porcelain", "lightning_prune") else ""
-    )
 
 
 def store(path: Path, head: dict[str, Any], tool: str, name: str, row: dict[str, Any]) -> None:

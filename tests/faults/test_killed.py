@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from benchmarks.faults import KINDS, Trial, whole_run
+from benchmarks.faults import TRIALS, Trial, whole_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -19,7 +19,7 @@ def quiet():
 @pytest.mark.parametrize("recipe", ["gradual", "rigl", "global_structured", "lottery_ticket", "wanda"])
 def test_it_ends_as_the_whole_run_or_says_why_it_cannot(recipe):
     whole = whole_run(recipe)
-    for kind in KINDS:
+    for kind in TRIALS:
         outcome, said = Trial(recipe, 1, whole).run(kind)
         expected = {"refused", "as the whole"} if kind in ("cut off", "flipped bits") else {"as the whole"}
         assert outcome in expected, (kind, said)
