@@ -19,9 +19,9 @@ from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
-from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
+from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.shrinking import AnyPruner, pruner_of, sparsities_of
 from lightning_prune.report.progress import showing
 
@@ -118,17 +118,8 @@ class PruningCallback(L.Callback):
         update["layers"] = sparsities_of(self.pruner)
         self._check_agreement({"the record of the update": update})
         self.updates.append(update)
-        if fraction >= 1.0 and isinstance(self.pruner, GroupPruner) and (missed := self.pruner.missed):
+        if fraction >= 1.0 and (missed := shortfall(self.pruner)):
             self._warn(missed)
-        goal, guard = (
-            self.pruner.final_sparsity,
-            getattr(self.pruner, "guard", None),
-        )  # a guard says it itself
-        if fraction >= 1.0 and goal and not self.pruner.sparsity and guard is None:
-            self._warn(
-                f"Nothing was removed: of the {self.pruner.num_groups} that compete, a sparsity of {goal:.4g} comes to "
-                "none, by the sizes that `scope` and `granularity` allow."
-            )
 
     def _coupled(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, trained: Container[int] | None = None

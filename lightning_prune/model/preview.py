@@ -21,6 +21,7 @@ from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.regrowing import RegrowingPruner
+from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 from lightning_prune.model.targets import reasons_left_out, select_targets, unmatched
 from lightning_prune.report.data import Cost
@@ -95,6 +96,8 @@ def expect(
         return found
     if isinstance(found.pruner, GroupPruner) and (missed := found.pruner.missed):
         found.troubles.append(missed)
+    elif found.pruner is not None and (missed := shortfall(found.pruner)):
+        found.notes.append(missed)
     found.after = measure(model, call, latency=False, compress=False)
     found.notes += _exactness(plain, found.pruner, is_final)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ from lightning_prune.model.calls import Call, call_of
 from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.targets import Pattern
 from lightning_prune.report.data import Group
 
@@ -134,4 +136,7 @@ def shrink(
     if batches is not None or not isinstance(granularity, Layer):  # blocks are judged by the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
     pruner.choose_(1.0)
-    return pruner.shrink_(optimizers, copies)
+    plan = pruner.shrink_(optimizers, copies)
+    if missed := shortfall(pruner):
+        warnings.warn(missed, stacklevel=2)
+    return plan

@@ -136,7 +136,8 @@ def test_the_blocks_that_change_least_are_skipped_and_the_rest_is_untouched():
 
 def test_where_no_block_can_go_nothing_is_recorded():
     model = build(GPT, vocab_size=11, num_layers=1)
-    plan = shrink(model, TOKENS, 0.5, granularity=Layer())
+    with pytest.warns(UserWarning, match="Nothing was removed: of the 1 that compete"):
+        plan = shrink(model, TOKENS, 0.5, granularity=Layer())
     assert plan.is_empty and not plans_of(model)
 
 
