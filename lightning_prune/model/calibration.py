@@ -30,7 +30,7 @@ def calibrate(
     """Run calibration batches through a model in eval mode, as far as its criterion needs them.
 
     Gradients are means over the batches, those of all processes where there are several; gradients that the parameters
-    had before are put back.
+    had before are put back. Frozen targets have gradients as others have, while it lasts.
 
     Args:
         statistics: what to read.
@@ -52,7 +52,8 @@ def calibrate(
     passes = passes_of(statistics, model, forward or call_model, loss)
     found = _Counted(list(batches) if len(passes) > 1 else batches)
     normalising = _by_batch_statistics(model) if batch_statistics else nullcontext()
-    with evaluating(model), normalising, _own_gradients(model.parameters()):
+    needing = statistics.targets.values() if statistics.needs_loss else ()
+    with evaluating(model), normalising, _own_gradients(model.parameters()), unfrozen(needing):
         for run in passes:
             run(found)
             if not found.num_batches:
@@ -108,7 +109,7 @@ def gradients_by_batch(
 
     Args:
         model: runs in eval mode.
-        parameter: one of its own.
+        parameter: one of its own, which may be frozen.
         batches: as for `calibrate`, as many on each process.
         loss: (model, batch) -> scalar.
 
@@ -116,7 +117,7 @@ def gradients_by_batch(
         ValueError: no gradient reaches the parameter.
     """
     found = []
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), unfrozen([parameter]), torch.enable_grad():
         for batch in batches:
             (gradient,) = torch.autograd.grad(loss(model, batch), [parameter], allow_unused=True)
             if gradient is None:
@@ -150,6 +151,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def unfrozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let frozen parameters have gradients, and freeze them again."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_()
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

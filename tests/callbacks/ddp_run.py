@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lightning_prune import (
+    ALPS,
     ActivationVariance,
     APoZ,
     Budget,
@@ -24,10 +25,12 @@ from lightning_prune import (
     PostTrainingPruning,
     Random,
     Saliency,
+    SparseGPT,
     SparsityMonitor,
     TrainTimePruning,
     Wanda,
     Window,
+    WoodFisher,
 )
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.examples.loading import ResumableLoader, as_sliced
@@ -55,6 +58,7 @@ SMALLER = {
 
 
 KINDS = {"wanda": Wanda(), "apoz": APoZ(), "variance": ActivationVariance(), "saliency": Saliency()}
+SOLVERS = {"sparsegpt": SparseGPT(), "alps": ALPS(), "wood_fisher": WoodFisher(16)}
 UNEVEN = ((8, 5), (3,))
 """The sizes of the batches on each of two ranks."""
 
@@ -136,6 +140,34 @@ def run_once(folder: Path) -> None:
     save(fit, module, callback, folder / "once-whole")
 
 
+class Kept(Sharded):
+    """Keeps what it was before it was pruned, and the batches that calibrated it."""
+
+    def on_train_start(self):
+        self.calibrated: list[tuple[torch.Tensor, ...]] = []
+
+    def training_step(self, batch, batch_idx):
+        if not self.training and not self.calibrated:
+            self.before = {name: value.clone() for name, value in self.state_dict().items()}
+        if not self.training and not any(batch is known for known in self.calibrated):
+            self.calibrated.append(batch)
+        return super().training_step(batch, batch_idx)
+
+
+def run_solved(folder: Path) -> None:
+    """Train, then let a solver prune on what each process sees."""
+    for case, solver in SOLVERS.items():
+        callback = PostTrainingPruning(
+            0.5, scope=Local(), solver=solver, num_calibration_batches=2, report=False
+        )
+        settings = {"max_epochs": 1, "strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
+        fit, module = trainer(callback, default_root_dir=folder / case, **settings), Kept()
+        torch.manual_seed(fit.global_rank)
+        fit.fit(module, val_dataloaders=data())
+        found = {"before": module.before, "batches": module.calibrated, "masks": callback.masks}
+        torch.save(found | {"weights": module.state_dict()}, folder / f"{case}-{fit.global_rank}.pt")
+
+
 def run_drifting(folder: Path) -> None:
     """Masks that no two processes have alike."""
     callback = TrainTimePruning(0.5, criterion=Drifting(), scope=Local(), report=False)
@@ -190,6 +222,7 @@ def run_two(folder: Path) -> None:
     run("magnitude", folder / "from_one", folder / "one" / "magnitude" / "step=5.ckpt")
     run_once(folder)
     run_uneven(folder)
+    run_solved(folder)
     run_drifting(folder)
 
 

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from lightning_prune import Local, prune
 from lightning_prune.core.masks import unpack
 from lightning_prune.model.history import read_record
 from lightning_prune.report.storage import load
-from tests.callbacks.ddp_run import CASES, KINDS, SMALLER, features, run, statistics_of
+from tests.callbacks.ddp_run import CASES, KINDS, SMALLER, SOLVERS, features, run, statistics_of
+from tests.callbacks.toy import Toy
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,30 @@ def test_statistics_are_those_of_all_examples_however_uneven_the_batches(folder,
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_sees_the_batches_of_all_processes(folder, solver):
+    """Gram matrices are summed and gradients gathered: it solves as one process with the batches of both."""
+    first, second = (torch.load(folder / f"{solver}-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(first["batches"]) == len(second["batches"]) == 2
+    assert not torch.equal(first["batches"][0][0], second["batches"][0][0])
+    model = Toy()
+    model.load_state_dict(first["before"])
+    masks = prune(
+        model,
+        0.5,
+        scope=Local(),
+        solver=SOLVERS[solver],
+        batches=[*first["batches"], *second["batches"]],
+        loss=lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]),
+    )
+    for name, mask in masks.items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        assert torch.equal(mask, first["masks"][name]) and torch.equal(mask, second["masks"][name])
+        torch.testing.assert_close(
+            model.get_parameter(name).detach(), first["weights"][name], rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -5,7 +5,17 @@ import torch
 from lightning import Callback
 from torch.nn import functional as F
 
-from lightning_prune import Channel, Local, NofM, PostTrainingPruning, SparseGPT, WoodFisher, prune
+from lightning_prune import (
+    OBD,
+    Channel,
+    Local,
+    NofM,
+    PostTrainingPruning,
+    Saliency,
+    SparseGPT,
+    WoodFisher,
+    prune,
+)
 from lightning_prune.core.quotas import Quota
 from tests.callbacks.toy import Toy, data, trainer
 from tests.members import AXES
@@ -111,3 +121,29 @@ def test_a_solver_by_gradients_needs_a_loss_and_sees_one_gradient_for_each_batch
             weight.copy_(new)
     with pytest.raises(ValueError, match="`loss` is a function .* which the solver needs, but got None"):
         prune(Toy(), 0.5, scope=Local(), solver=WoodFisher(), batches=[next(iter(data()))])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"solver": WoodFisher(16), "scope": Local()}, {"criterion": Saliency()}, {"criterion": OBD()}],
+    ids=str,
+)
+@pytest.mark.parametrize("frozen", [["head"], ["body", "head"]], ids=str)
+def test_frozen_weights_have_gradients_while_it_calibrates(options, frozen, tmp_path):
+    """What is frozen does not matter to what is pruned; it is as frozen afterwards as it was."""
+
+    def pruned(frozen):
+        module = Toy()
+        for name in frozen:
+            module.get_submodule(name).requires_grad_(False)
+        module.train_dataloader = module.val_dataloader = data
+        callback = PostTrainingPruning(0.5, num_calibration_batches=3, report=False, **options)
+        torch.manual_seed(0)
+        callback.run(trainer(callback, default_root_dir=tmp_path), module)
+        return module
+
+    expected, found = pruned([]), pruned(frozen)
+    for name, weight in expected.named_parameters():
+        assert torch.equal(weight, found.get_parameter(name))
+        assert found.get_parameter(name).requires_grad is (name.split(".")[0] not in frozen)
+        assert found.get_parameter(name).grad is None
