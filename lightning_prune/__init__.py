@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from lightning_prune.core.schedules import Polynomial as Polynomial
     from lightning_prune.core.schedules import Steps as Steps
     from lightning_prune.core.scopes.allocations import ERK as ERK
+    from lightning_prune.core.scopes.allocations import ConstantFanIn as ConstantFanIn
     from lightning_prune.core.scopes.allocations import Fixed as Fixed
     from lightning_prune.core.scopes.outliers import OWL as OWL
     from lightning_prune.core.scopes.patterns import NofM as NofM
@@ -119,7 +120,7 @@ _HOMES = {
         "Polynomial",
         "Steps",
     ),
-    "core.scopes.allocations": ("ERK", "Fixed"),
+    "core.scopes.allocations": ("ERK", "ConstantFanIn", "Fixed"),
     "core.scopes.outliers": ("OWL",),
     "core.scopes.patterns": ("NofM",),
     "core.scopes.rankings": ("LAMP", "Global", "Isomorphic", "Local", "PerRow"),

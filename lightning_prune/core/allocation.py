@@ -61,6 +61,19 @@ def check_floors(shapes: Mapping[Name, Shape], num_keep: int, min_keep: int | fl
         )
 
 
+def check_has_rows(scope: str, name: Name, shape: Shape) -> None:
+    """Refuse scores that have no rows to compare within.
+
+    Raises:
+        ValueError: fewer than two dims.
+    """
+    if len(shape) < 2:
+        raise ValueError(
+            f"`scope` {scope} compares within rows, of at least two dims, but got scores of shape {shape} for "
+            f"`{name}`: its groups are whole slices. Use Local or Global."
+        )
+
+
 def keep_guarded(scores: Scores, num_keep: int, min_keep: int | float) -> Masks:
     """Keep exactly `num_keep` groups over all, the best ones, yet of each parameter at least its floor.
 

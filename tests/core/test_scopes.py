@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune import ERK, LAMP, OWL, Fixed, Global, Local, NofM, PerRow
+from lightning_prune import ERK, LAMP, OWL, ConstantFanIn, Fixed, Global, Local, NofM, PerRow
 from lightning_prune.core.types import LazyScores, Prescribes
 from tests.members import members
 
@@ -43,7 +43,7 @@ def test_scope_keeps_the_number_asked_for(scope, fraction):
         scope({n: torch.ones(s) for n, s in SHAPES.items()}, sparsity),
     )
     total = sum(math.prod(s) for s in SHAPES.values())
-    slack = sum(s[0] for s in SHAPES.values()) if isinstance(scope, PerRow) else len(SHAPES)
+    slack = sum(s[0] for s in SHAPES.values()) if isinstance(scope, (PerRow, ConstantFanIn)) else len(SHAPES)
     exact = isinstance(scope, (Global, ERK, LAMP, OWL))
     assert abs(num_kept(distinct) - (total - round(total * sparsity))) <= (0 if exact else slack)
     assert num_kept(equal) == num_kept(distinct)
@@ -134,9 +134,10 @@ def test_per_row_against_numpy(sparsity):
             assert set(np.flatnonzero(mask)) == set(np.argsort(-row, kind="stable")[:k])
 
 
-def test_per_row_refuses_whole_slices():
-    with pytest.raises(ValueError, match=r"`scope` PerRow .* shape \(3,\) for `a`"):
-        PerRow()({"a": torch.rand(3)}, 0.5)
+@pytest.mark.parametrize("scope", [PerRow(), ConstantFanIn()], ids=str)
+def test_rows_of_whole_slices_are_refused(scope):
+    with pytest.raises(ValueError, match=rf"`scope` {type(scope).__name__} .* shape \(3,\) for `a`"):
+        scope({"a": torch.rand(3)}, 0.5)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8)])
@@ -192,6 +193,17 @@ def test_erk_without_kernel_counts_channels_alone():
     masks = ERK(kernel=False)({n: torch.rand(s) for n, s in shapes.items()}, 0.9)
     densities = [float(m.float().mean()) for m in masks.values()]
     assert densities[0] / densities[1] == pytest.approx((30 / 200) / (60 / 800), rel=0.02)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95, 0.999])
+def test_constant_fan_in_is_what_erk_gives_the_layer_in_each_row(sparsity):
+    scores = random_scores()
+    masks, erk = ConstantFanIn()(scores, sparsity), ERK()(scores, sparsity)
+    for name, mask in masks.items():
+        rows, score = mask.flatten(1), scores[name].flatten(1)
+        (each,) = rows.sum(1).unique().tolist()
+        assert each >= 1 and abs(each - int(erk[name].sum()) / len(rows)) <= (0.6 if each > 1 else 1.0)
+        assert torch.equal(rows, score >= score.topk(each, dim=1).values[:, -1:])
 
 
 def test_lamp_against_the_formula():

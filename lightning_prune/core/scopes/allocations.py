@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lightning_prune.core.allocation import apportion, keep_each, num_kept
+from lightning_prune import core
+from lightning_prune.core.allocation import apportion, check_has_rows, keep_each, num_kept
 from lightning_prune.core.checks import check_sparsity
 from lightning_prune.core.patterns import check_match, check_patterns, matches
 from lightning_prune.core.types import shapes_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lightning_prune.core.types import Masks, Name, Scores, Shape
 
 
@@ -38,14 +41,15 @@ class ERK:
     kernel: bool = True
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
-        shapes = shapes_of(scores)
-        total = num_kept(sum(math.prod(shape) for shape in shapes.values()), sparsity)
-        counts = apportion(self._shares(shapes, total), {n: math.prod(s) for n, s in shapes.items()}, total)
+        sizes = {name: math.prod(shape) for name, shape in shapes_of(scores).items()}
+        total = num_kept(sum(sizes.values()), sparsity)
+        counts = apportion(self.shares(shapes_of(scores), sparsity), sizes, total)
         return keep_each(scores, {name: counts[name] for name in scores})
 
-    def _shares(self, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
-        """Share out `total` by raw densities, those that would pass density 1 first."""
+    def shares(self, shapes: Mapping[Name, Shape], sparsity: float) -> dict[Name, float]:
+        """Return how much each parameter keeps, a real number: by raw densities, those that would pass 1 first."""
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        total = num_kept(sum(sizes.values()), sparsity)
         raw = {name: self._raw_density(shape) * sizes[name] for name, shape in shapes.items()}
         dense = set[str]()
         while True:
@@ -59,6 +63,52 @@ class ERK:
     def _raw_density(self, shape: Shape) -> float:
         dims = shape if self.kernel else shape[:2]
         return sum(dims) / math.prod(dims)
+
+
+@dataclass(frozen=True)
+class ConstantFanIn:
+    """Every output of a layer keeps equally many weights; layers share out how many in all by `ERK`.
+
+    Lasby et al. 2023, SRigL (arXiv:2305.02299), section 3: k_l = density_l n_l, to the nearest whole number and at
+    least one, where n_l is how many weights an output of layer l has. No output is ever without one; the paper lets
+    some die out (its ablation), which is left out here. It needs scores of at least two dims.
+
+    Args:
+        kernel: as in `ERK`.
+
+    Raises:
+        ValueError: (in use) scores with fewer than two dims.
+
+    Example:
+        >>> import torch
+        >>> masks = ConstantFanIn()({"wide": torch.rand(100, 100), "narrow": torch.rand(10, 100)}, 0.9)
+        >>> {name: mask.sum(1).unique().tolist() for name, mask in masks.items()}
+        {'wide': [7], 'narrow': [39]}
+    """
+
+    by_rows: ClassVar[bool] = True
+    kernel: bool = True
+
+    def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        counts = self._per_row(shapes_of(scores), sparsity)
+        return {name: self._mask(name, scores[name], counts[name]) for name in scores}
+
+    def _per_row(self, shapes: Mapping[Name, Shape], sparsity: float) -> dict[Name, int]:
+        for name, shape in shapes.items():
+            check_has_rows("ConstantFanIn", name, shape)
+        shares = ERK(self.kernel).shares(shapes, sparsity)
+        return {name: max(1, round(shares[name] / shape[0])) for name, shape in shapes.items()}
+
+    def _mask(self, name: Name, scores: Tensor, num_keep: int) -> Tensor:
+        return self.from_rows(core.keep_top_rows(self.rows(scores), num_keep, name), tuple(scores.shape))
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return (outputs, all else)."""
+        return tensor.flatten(1)
+
+    def from_rows(self, rows: Tensor, shape: Shape) -> Tensor:
+        """Return rows in the parameter's shape."""
+        return rows.view(shape)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lightning_prune import core
 from lightning_prune.core.allocation import (
     check_floors,
+    check_has_rows,
     check_min_keep,
     floor_of,
     keep_each,
@@ -168,11 +169,7 @@ class PerRow:
         return {name: self._mask(name, scores[name], sparsity) for name in scores}
 
     def _mask(self, name: Name, scores: Tensor, sparsity: float) -> Tensor:
-        if scores.dim() < 2:
-            raise ValueError(
-                f"`scope` PerRow compares within rows, of at least two dims, but got scores of shape "
-                f"{tuple(scores.shape)} for `{name}`: its groups are whole slices. Use Local or Global."
-            )
+        check_has_rows("PerRow", name, tuple(scores.shape))
         rows = self.rows(scores)
         num_keep = num_kept(rows.shape[1], sparsity)
         return self.from_rows(core.keep_top_rows(rows, num_keep, name), scores.shape)
