@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.core.checks import check_choice, check_positive, check_sparsity, did_you_mean
-from lightning_prune.core.types import Prescribes
 from lightning_prune.model.guarding import Guard
 from lightning_prune.model.pruning import Pruner
 
@@ -19,12 +18,15 @@ from lightning_prune.model.pruning import Pruner
 class CollapseGuard(L.Callback):
     """Undo what would kill a layer: an update that leaves too little of it, or after which a metric collapses.
 
-    A layer that an update of `TrainTimePruning` would leave less than `min_density` of keeps the mask that it has, and
-    is protected from then on: the others make up for it, so that the sparsity of all together stays what the schedule
-    says, as far as they can. With `monitor`, a validation metric that is worse than its best by more than `tolerance`
-    rolls back all updates since the last validation that was well: what they removed comes back with its value, the
-    layer that had lost most of what it had is protected, and the sparsity is asked for anew. Each layer is warned of by
-    name. Its state is in every checkpoint, and a resumed run goes on bit for bit.
+    A layer that an update would leave less than `min_density` of keeps as many weights as it has, and is protected from
+    then on: the others make up for it, so that the sparsity of all together stays what the schedule says, as far as
+    they can. With `monitor`, a validation metric that is worse than its best by more than `tolerance` rolls back all
+    updates since the last validation that was well: what they removed comes back with its value, the layer that had
+    lost most of what it had is protected, and the sparsity is asked for anew. Each layer is warned of by name. Its
+    state is in every checkpoint, and a resumed run goes on bit for bit.
+
+    It watches a `TrainTimePruning` of weights or of groups within tensors, or a `SparseTraining` whose sparsity rises
+    (GraNet). What is coupled across tensors cannot come back; there `min_keep` of `Channel` and `Head` is the minimum.
 
     Cost: twelve bytes for each weight removed since the last validation, with `monitor` only.
 
@@ -74,11 +76,15 @@ class CollapseGuard(L.Callback):
         self.best, self.protected, self._loaded = None, [], {}
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         found = [cb for cb in callbacks if isinstance(cb, InTraining)]
-        if len(found) != 1 or not found[0].can_roll_back or isinstance(found[0].recipe.scope, Prescribes):
+        if len(found) != 1:
             raise ValueError(
-                "`callbacks` has one TrainTimePruning with CollapseGuard, whose granularity is one of single tensors, "
-                "without `masking`, and whose scope leaves the sparsities of layers open, but got "
-                f"{[f'{type(cb).__name__}({cb.describe()})' for cb in found] or 'none'}."
+                "`callbacks` has one TrainTimePruning or SparseTraining with CollapseGuard, but got "
+                f"{[type(cb).__name__ for cb in found] or 'none'}."
+            )
+        if (reason := found[0].unguarded) is not None:
+            raise ValueError(
+                "`callbacks` has a CollapseGuard only with a callback whose updates can be undone, but got "
+                f"{type(found[0]).__name__}, {reason}."
             )
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise ValueError(

@@ -15,7 +15,7 @@ from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
-from lightning_prune.core.types import Couples, Masks, Schedule
+from lightning_prune.core.types import Couples, Masks, Prescribes, Schedule
 from lightning_prune.core.windows import Window
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
@@ -52,9 +52,12 @@ class InTraining(PruningCallback):
         return self.ramp is not None and self.ramp.is_over
 
     @property
-    def can_roll_back(self) -> bool:
-        """Whether updates can be undone: what they remove is plain weights, and no other place of the layer grew."""
-        return False
+    def unguarded(self) -> str | None:
+        """Why updates cannot be watched and undone by a guard; None where they can."""
+        scope = self.recipe.scope
+        return (
+            f"whose scope, {scope}, gives each layer its sparsity" if isinstance(scope, Prescribes) else None
+        )
 
     def roll_back_(self) -> str:
         """Undo the updates since the mark of the pruner's guard, and ask for their sparsity anew at the next step.

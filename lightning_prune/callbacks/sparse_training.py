@@ -89,6 +89,13 @@ class SparseTraining(InTraining):
         """Whether as many weights are gone as are to go; places may still change."""
         return self.pruner is not None and self.pruner.requested >= self._pruner.final_sparsity
 
+    @property
+    def unguarded(self) -> str | None:
+        """Why there is nothing to undo: layers have as many weights at the end as at the start."""
+        if self.schedule == Constant():
+            return "whose layers never lose a weight without another one growing there, the schedule being constant"
+        return super().unguarded
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         return super().describe() | self.sparse.describe()

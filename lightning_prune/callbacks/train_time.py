@@ -107,9 +107,15 @@ class TrainTimePruning(SoftMasking):
         self._peak_lr, self._is_to_shrink = 0.0, False
 
     @property
-    def can_roll_back(self) -> bool:
-        """Whether pruned weights are zero at once, and shapes stay."""
-        return self.masking is None and not isinstance(self.recipe.granularity, Couples)
+    def unguarded(self) -> str | None:
+        """Why updates cannot be undone: pruned weights are not zero at once, or pieces of the model are taken out."""
+        if isinstance(granularity := self.recipe.granularity, Couples):
+            return (
+                f"whose granularity, {granularity}, takes pieces out for good: its `min_keep` is the minimum"
+            )
+        if self.masking is not None:
+            return f"whose masking, {self.masking}, lets weights come back"
+        return super().unguarded
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""

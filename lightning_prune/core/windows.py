@@ -100,7 +100,7 @@ class StepWindow:
         """How much of the ramp lies behind: 0 at `start` and before, 1 at `end` and after."""
         if step >= self.end:
             return 1.0
-        return max(0.0, (step - self.start) / (self.end - self.start))
+        return 0.0 if step <= self.start else (step - self.start) / (self.end - self.start)
 
     def begun_at(self, step: int) -> StepWindow:
         """Return the window of a run that has done `step` steps without pruning: what lies behind is left out.

@@ -23,7 +23,7 @@ class Guard:
     def __init__(self, min_density: float) -> None:
         self.min_density = min_density
         self.held: Masks = {}
-        """The masks of protected layers, which stay as they are."""
+        """The masks of protected layers, which keep as many weights as they have."""
         self.before: Masks = {}
         self.requested = 0.0
         self.removed: list[tuple[Name, torch.Tensor, torch.Tensor]] = []
@@ -40,6 +40,10 @@ class Guard:
         for name in names:
             whole = torch.ones_like(targets[name], dtype=torch.bool)
             self.held[name] = masks.get(name, whole)
+
+    def follow(self, masks: Masks) -> None:
+        """Hold protected layers at the places that their weights have come to."""
+        self.held = {name: masks[name] for name in self.held}
 
     def dying(self, masks: Masks) -> list[Name]:
         """Return the layers whose new masks would leave too little, and remember them as news."""

@@ -111,14 +111,19 @@ class Pruner(Masked):
         requested, scores, before = fraction * self.final_sparsity, self.scores(), self.masks
         if requested >= self.requested:
             scores = without_pruned(scores, self.shards.seen(before), self.granularity)
-        masks = self._chosen(scores, requested)
+        masks = self._guarded(scores, requested)
         if self.guard is not None:
-            while dying := self.guard.dying(masks):
-                self.guard.protect(dying, before, self.targets)
-                masks = self._chosen(scores, requested)
             self.guard.note(before, masks, self.targets)
         self.masks, self.requested = masks, requested
         self.statistics.clear()
+
+    def _guarded(self, scores: LazyScores, sparsity: float) -> Masks:
+        """Let all compete; with a guard, anew for each layer that would be left too little of."""
+        masks = self._chosen(scores, sparsity)
+        while self.guard is not None and (dying := self.guard.dying(masks)):
+            self.guard.protect(dying, self.masks, self.targets)
+            masks = self._chosen(scores, sparsity)
+        return masks
 
     def _chosen(self, scores: LazyScores, sparsity: float) -> Masks:
         """Let all compete, or with a guard those that it does not protect, which make up for the others."""

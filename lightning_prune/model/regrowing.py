@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.criteria import required_statistics
-from lightning_prune.core.masks import compute_masks, group_scores, without_pruned
+from lightning_prune.core.masks import group_scores, without_pruned
 from lightning_prune.core.regrowth import SparseRecipe, regrow
-from lightning_prune.core.types import Criterion, Divides, LazyScores, Name, Shape
+from lightning_prune.core.types import Criterion, Divides, LazyScores, Shape
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shards import local, shards_of
 from lightning_prune.model.statistics import Statistics
@@ -49,13 +49,16 @@ class RegrowingPruner(Pruner):
         """
         requested, before = fraction * self.final_sparsity, dict(self.masks)
         if self.num_updates == 0:
-            self.masks = self._pruned(self._initial_scores(), requested)
+            self.masks = self._guarded(self._initial_scores(), requested)
         else:
             if requested > self.requested:
                 seen = self.shards.seen(before)
                 scores = without_pruned(self._scores(self.sparse.criterion), seen, self.granularity)
-                self.masks = self._pruned(scores, requested)
+                self.masks = self._guarded(scores, requested)
             self._regrow_(self.sparse.dropped(self.progress))
+        if self.guard is not None:
+            self.guard.follow(self.masks)
+            self.guard.note(before, self.masks, self.targets)
         self.lasting = {
             name: before[name] & mask if name in before else mask for name, mask in self.masks.items()
         }
@@ -63,14 +66,6 @@ class RegrowingPruner(Pruner):
         self.num_updates += 1
         self.statistics.clear()
         self.apply_()
-
-    def _pruned(self, scores: LazyScores, sparsity: float) -> dict[Name, Tensor]:
-        granularity, scope = self.granularity, self.scope
-        if not sparsity:
-            return {}
-        return self.shards.own(
-            compute_masks(scores, self.shapes, sparsity, granularity=granularity, scope=scope)
-        )
 
     def _initial_scores(self) -> LazyScores:
         known = {name: {"weight": local(p.detach()), "name": name} for name, p in self.targets.items()}

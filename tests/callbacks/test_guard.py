@@ -53,6 +53,15 @@ def pruning(**options):
     return TrainTimePruning(**settings | options)
 
 
+def growing(**options):
+    """GraNet: pruned by magnitude along a ramp, and at each update weights move."""
+    settings = {"sparsity": 0.7, "schedule": Linear(), "window": Window(every=0.1), "report": False}
+    return SparseTraining(**settings | options)
+
+
+BOTH = pytest.mark.parametrize("kind", [pruning, growing], ids=["pruned", "regrown"])
+
+
 def fit(*callbacks, module=Needy, ckpt_path=None, **options):
     trained = module()
     torch.manual_seed(7)
@@ -71,8 +80,9 @@ def test_without_a_guard_the_thin_layer_dies():
     assert density(callback, THIN) == 0
 
 
-def test_a_dying_layer_keeps_its_mask_is_named_and_the_others_make_up_for_it():
-    callback, guard = pruning(scope=Global(min_keep=0)), CollapseGuard(0.05)
+@BOTH
+def test_a_dying_layer_keeps_its_weights_is_named_and_the_others_make_up_for_it(kind):
+    callback, guard = kind(scope=Global(min_keep=0)), CollapseGuard(0.05)
     said = rf"`{THIN}` is protected from now on.*would have left 0.00% of it; it keeps"
     with pytest.warns(UserWarning, match=said):
         _, trained = fit(callback, guard, module=Thin)
@@ -80,6 +90,21 @@ def test_a_dying_layer_keeps_its_mask_is_named_and_the_others_make_up_for_it():
     total = sum(mask.numel() for mask in callback.masks.values())
     assert sum(int(mask.sum()) for mask in callback.masks.values()) == total - round(0.7 * total)
     assert (trained.get_parameter(THIN) != 0).float().mean() == density(callback, THIN)
+    assert guard._guard.held.keys() == {THIN} and torch.equal(guard._guard.held[THIN], callback.masks[THIN])
+
+
+def test_the_weights_of_a_protected_layer_go_on_moving():
+    class Looks(CollapseGuard):
+        def on_train_batch_end(self, *arguments):
+            super().on_train_batch_end(*arguments)
+            seen.extend(mask.clone() for name, mask in self._guard.held.items() if name == THIN)
+
+    seen = []
+    callback = growing(scope=Global(min_keep=0))
+    with pytest.warns(UserWarning, match="is protected"):
+        fit(callback, Looks(0.2), module=Thin)
+    assert len({int(mask.sum()) for mask in seen}) == 1 and 0 < int(seen[0].sum()) < seen[0].numel()
+    assert len({tuple(mask.flatten().tolist()) for mask in seen}) > 1
 
 
 def test_a_layer_that_would_die_at_once_stays_whole():
@@ -96,8 +121,9 @@ def test_where_every_layer_would_be_too_thin_none_is_pruned():
     assert sorted(guard.protected) == sorted(callback.masks) and callback.pruner.sparsity == 0
 
 
-def test_a_collapse_is_rolled_back_and_its_layer_protected():
-    callback, guard = pruning(scope=Local()), CollapseGuard(monitor="val/acc", tolerance=0.2)
+@BOTH
+def test_a_collapse_is_rolled_back_and_its_layer_protected(kind):
+    callback, guard = kind(scope=Local()), CollapseGuard(monitor="val/acc", tolerance=0.2)
     with pytest.warns(UserWarning, match=r"`val/acc` went from 0.9 to 0.1, and it had lost most"):
         fitted, _ = fit(callback, guard)
     assert "head.weight" in guard.protected and density(callback, "head.weight") >= 0.5
@@ -107,7 +133,8 @@ def test_a_collapse_is_rolled_back_and_its_layer_protected():
     assert [update["requested"] for update in callback.updates][-1] == pytest.approx(0.7)
 
 
-def test_what_was_removed_comes_back_bit_for_bit():
+@BOTH
+def test_what_was_removed_comes_back_bit_for_bit(kind):
     class Frozen(Needy):
         def __init__(self):
             super().__init__()
@@ -121,7 +148,7 @@ def test_what_was_removed_comes_back_bit_for_bit():
                 seen.extend([removed, {n: p.clone() for n, p in pl_module.named_parameters()}])
 
     seen = []
-    callback = pruning(schedule=Constant(), window=Window(8, 8, 1, unit="steps"), scope=Local())
+    callback = kind(schedule=Linear(), window=Window(7, 8, 1, unit="steps"), scope=Local())
     with pytest.warns(UserWarning, match="is protected"):
         fit(callback, Looks(monitor="val/acc"), module=Frozen)
     assert seen[0] == pytest.approx(0.7 * 288, abs=2)
@@ -129,10 +156,11 @@ def test_what_was_removed_comes_back_bit_for_bit():
         assert torch.equal(seen[1][name], parameter)
 
 
+@BOTH
 @pytest.mark.parametrize("kill_at", [13, 20])
-def test_a_killed_run_goes_on_bit_for_bit(kill_at, tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(kind, kill_at, tmp_path):
     def run(folder, kill_at=None, ckpt_path=None):
-        callback, guard = pruning(scope=Local()), CollapseGuard(0.2, monitor="val/acc")
+        callback, guard = kind(scope=Local()), CollapseGuard(0.2, monitor="val/acc")
         fitted, trained = fit(guard, callback, DyingCheckpoint(folder, kill_at), ckpt_path=ckpt_path)
         return everything(fitted, trained, callback), guard
 
@@ -145,17 +173,24 @@ def test_a_killed_run_goes_on_bit_for_bit(kill_at, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "callback",
+    ("callback", "reason"),
     [
-        None,
-        SparseTraining(0.5, report=False),
-        pruning(granularity=Channel()),
-        pruning(masking=StraightThrough()),
-        pruning(sparsity=None, scope=NofM()),
+        (None, "`callbacks` has one TrainTimePruning or SparseTraining with CollapseGuard, but got none"),
+        (
+            SparseTraining(0.5, report=False),
+            "SparseTraining, whose layers never lose a weight without another",
+        ),
+        (
+            growing(sparsity=None, scope=NofM()),
+            r"SparseTraining, whose scope, NofM\(.*, gives each layer its",
+        ),
+        (pruning(granularity=Channel()), r"TrainTimePruning, whose granularity, Channel\(.*`min_keep`"),
+        (pruning(masking=StraightThrough()), r"TrainTimePruning, whose masking, StraightThrough\("),
+        (pruning(sparsity=None, scope=NofM()), r"TrainTimePruning, whose scope, NofM\("),
     ],
 )
-def test_what_cannot_be_rolled_back_is_refused(callback):
-    with pytest.raises(ValueError, match="`callbacks` has one TrainTimePruning with CollapseGuard"):
+def test_what_cannot_be_rolled_back_is_refused(callback, reason):
+    with pytest.raises(ValueError, match=reason):
         fit(CollapseGuard(), *([callback] if callback else []))
 
 

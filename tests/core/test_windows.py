@@ -93,6 +93,10 @@ def test_an_update_on_a_skipped_step_is_done_on_the_next(skipped):
     assert done[-1] == 1.0 and done == sorted(done) and ramp.is_over
 
 
+def test_a_window_of_one_step_has_a_progress_before_it():
+    assert [StepWindow(8, 8, 1).progress(step) for step in (0, 7, 8, 9)] == [0.0, 0.0, 1.0, 1.0]
+
+
 def test_ramp_state_round_trip():
     ramp, other = (Ramp(Polynomial(), StepWindow(0, 10, 3)) for _ in range(2))
     for _ in range(4):
