@@ -55,10 +55,10 @@ def prepared(sweeper: BasicSweeper) -> Path:
     """Return the folder of a sweep that is about to begin, with Hydra's own note in it.
 
     Raises:
-        CompactHydraException: in a process that only helps to train, where another sweep lies there, or for folders of
-            other names.
+        CompactHydraException: in a process that only helps to train, where another sweep lies there, for folders of
+            other names, or where one of its jobs lies outside.
     """
-    from lightning_prune.sweep.notes import is_first_process
+    from lightning_prune.sweep.notes import held_jobs, is_first_process
 
     assert sweeper.config is not None
     if not is_first_process():
@@ -77,6 +77,10 @@ def prepared(sweeper: BasicSweeper) -> Path:
             "with them."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held_jobs(folder)
+    except ValueError as error:
+        raise CompactHydraException(str(error)) from error
     OmegaConf.save(sweeper.config, folder / "multirun.yaml")
     return folder
 

@@ -185,12 +185,13 @@ class PostTrainingPruning(PruningCallback):
 
         Raises:
             ValueError: the recipe does not fit the model, or calibration data is missing.
+            UnpicklingError: the checkpoint holds more than tensors and plain data, which is not run.
         """
         self._check_fits(model)
         follow_record_(model)
         self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(
-            trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False)
+            trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         )
         if datamodule is not None:
             datamodule.setup("fit")

@@ -198,8 +198,21 @@ class Contest:
             "solved": self.solved,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any], cut: Mapping[str, int]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: of a checkpoint.
+            cut: the sizes of the groups that were cut, before that.
+
+        Raises:
+            ValueError: a group has another size than it had in this model.
+        """
+        for name, size in state["sizes"].items():
+            if size != (had := cut.get(name, self.sizes.get(name, 0))):
+                raise ValueError(
+                    f"`sizes` of the checkpoint has {had} for the group `{name}`, but got {size}."
+                )
         self.sizes, self.kinds = dict(state["sizes"]), dict(state["kinds"])
         self.follow(self.couplings, float(state["spent"]), self.scored)
         self.solved = state["solved"]

@@ -278,7 +278,8 @@ class GroupPruner(Masked):
         self.known, self.outputs = dict(known), dict(state.get("outputs", self.outputs))
         for name, reason in state["frozen"].items():
             self._drop([name], reason)
-        self.contest.load_state_dict(state["contest"])
+        cut = {n: size for plan in reversed(self.plans) for n, (size, _) in plan.groups.items()}
+        self.contest.load_state_dict(state["contest"], cut)
         self._refresh()
         self._is_proved = bool(state["is_proved"])
         self.masks, self.fraction = self._masks(), float(state["fraction"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lightning_prune.model.calls import tensors_of
 from lightning_prune.model.pruning import Pruner
 
 KEY_FILE = "key.json"
+OWN = re.compile(r"[0-9a-f]{16}\.pt|\.[0-9a-f]{16}\.pt\.\d+\.tmp|" + re.escape(KEY_FILE))
+"""The names of the files that are written here; whatever else lies in the folder is left alone."""
 
 
 class Solved:
@@ -70,7 +73,7 @@ class Solved:
     def finish(self) -> None:
         """Remove the folder, once the whole is done."""
         for file in self.folder.glob("*"):
-            if file.suffix in (".pt", ".tmp") or file.name == KEY_FILE:
+            if OWN.fullmatch(file.name):
                 file.unlink()
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -104,6 +105,21 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
                 f"`plan` sets attributes that exist, but got {listed(gone)} for {path or kind}, a "
                 f"{type(modules[path]).__name__} without."
             )
+        for name in values.keys() - extra:
+            _check_attribute(f"{path}.{name}", getattr(modules[path], name), values[name])
+
+
+def _check_attribute(name: str, own: object, value: object) -> None:
+    """Refuse to put a value in the place of something else: of a method, or of a submodule."""
+
+    def kind(found: object) -> object:
+        return next((k for k in (str, numbers.Real, (tuple, list)) if isinstance(found, k)), type(found))
+
+    if kind(own) != kind(value):
+        raise ValueError(
+            f"`plan` sets plain attributes to values of their kind, but got {value!r} for {name}, which is of type "
+            f"{type(own).__name__}."
+        )
 
 
 def _check_replaced(path: str, how: str, module: nn.Module) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lightning_prune.report.invocation import redacted_setting
 from lightning_prune.report.storage import write_text
@@ -104,13 +106,40 @@ def status_of(folder: Path) -> str:
 
 
 def held_jobs(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Return the jobs that a sweep's folder holds, begun or only planned: name -> its settings, in their order."""
+    """Return the jobs that a sweep's folder holds, begun or only planned: name -> its settings, in their order.
+
+    Raises:
+        ValueError: one of them lies somewhere else, where nothing may be written for it.
+    """
     planned = read_note(folder / SWEEP_FILE).get("jobs", {})
     held = {name: settings_of(overrides) for name, overrides in planned.items()}
     for note in folder.glob("*/.hydra/overrides.yaml"):
-        overrides = [str(o) for o in OmegaConf.to_container(OmegaConf.load(note)) or []]
-        held[note.parent.parent.name] = settings_of(overrides)
+        held[note.parent.parent.name] = settings_of(overrides_in(note))
+    for name in held:
+        if (
+            not name
+            or Path(name).name != name
+            or not (folder / name).resolve().is_relative_to(folder.resolve())
+        ):
+            raise ValueError(f"`jobs` of a sweep are folders in its own, {folder}, but got {name!r}.")
     return dict(sorted(held.items(), key=lambda item: natural(item[0])))
+
+
+def overrides_in(note: Path) -> list[str]:
+    """Return the overrides that Hydra has noted of a job; nothing in the note is run or resolved.
+
+    Raises:
+        ValueError: it is no list.
+    """
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(note))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(
+            f"{note} is Hydra's list of overrides, but got what cannot be read: {error}"
+        ) from error
+    if not isinstance(found, list):
+        raise ValueError(f"{note} is Hydra's list of overrides, but got {type(found).__name__}.")
+    return [str(override) for override in found]
 
 
 def natural(name: str) -> tuple[bool, int, str]:

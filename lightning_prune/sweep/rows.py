@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
-from omegaconf import OmegaConf
-
 from lightning_prune.report.invocation import redacted_setting
 from lightning_prune.sweep.notes import (
     ERROR_FILE,
@@ -17,6 +15,7 @@ from lightning_prune.sweep.notes import (
     OF_THE_SWEEP,
     SWEEP_FILE,
     natural,
+    overrides_in,
     read_note,
     status_of,
 )
@@ -51,7 +50,7 @@ def read_jobs(folder: str | Path) -> list[Row]:
     folder = Path(folder)
     notes = {note.parent.parent: note for note in folder.glob("**/.hydra/overrides.yaml")}
     started = {str(job.relative_to(folder)) if job != folder else job.name: job for job in notes}
-    rows = [_read_job(name, job, _overrides(notes[job])) for name, job in started.items()]
+    rows = [_read_job(name, job, overrides_in(notes[job])) for name, job in started.items()]
     planned = read_note(folder / SWEEP_FILE).get("jobs", {})
     rows += [
         {"job": name, **_as_columns(overrides), "status": "missing"}
@@ -152,10 +151,6 @@ def _read_job(name: str, folder: Path, overrides: Sequence[str]) -> Row:
     if status == "failed":
         return {**row, "status": status, "error": (folder / ERROR_FILE).read_text(encoding="utf-8").strip()}
     return {**row, "status": status}
-
-
-def _overrides(note: Path) -> list[str]:
-    return [str(override) for override in OmegaConf.to_container(OmegaConf.load(note)) or []]
 
 
 def _as_columns(overrides: Iterable[str]) -> dict[str, str]:
