@@ -115,6 +115,7 @@ class SparseTraining(InTraining):
     def _after_update(self) -> None:
         """Forget what the optimizers remember of weights that have come, as of those that have gone."""
         mask_state_(self._optimizers, self._pruner.targets, self._regrowing.lasting)
+        self._regrowing.lasting = self._pruner.masks  # a byte a weight less until the next update
 
     @property
     def _regrowing(self) -> RegrowingPruner:

@@ -39,7 +39,7 @@ class RegrowingPruner(Pruner):
         self.progress = 0.0
         """How much of the window lies behind at the next update, in [0, 1]."""
         self.lasting = self.masks
-        """What was active before the last update and is so after it."""
+        """What was active before the last update and is so after it, until the callback has put it to use."""
 
     def update_(self, fraction: float) -> None:
         """Drop and grow, once what the schedule asks for is gone; the first call chooses where training starts.
