@@ -107,6 +107,7 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
             "revive": (bool, False),
             "report": (bool, True),
             "shrink": (Any, None),
+            "unfinished": (Any, None),
         },
     ),
     "sparse_training": (
@@ -130,7 +131,7 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
             "report": (bool, True),
             "solver": (Any, None),
             "blocks": (Any, None),
-            "solved": (Any, None),
+            "unfinished": (Any, None),
         },
     ),
 }

@@ -13,12 +13,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.command_line import teach_jsonargparse
+from lightning_prune.callbacks.interruption import LATENCIES, local_folder_of
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
+from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.prices import Measured
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
 from lightning_prune.model.shortfall import shortfall
@@ -109,6 +112,8 @@ class PruningCallback(L.Callback):
         assert self.pruner is not None
         with showing():
             self.pruner.update_(fraction)
+        if isinstance(self.pruner, GroupPruner) and self.pruner.contest.solved is not None:
+            self.pruner.contest.measured.forget()
         self._note_update(fraction, **when)
 
     def _note_update(self, fraction: float, **when: Any) -> None:
@@ -128,6 +133,8 @@ class PruningCallback(L.Callback):
         pruner = pruner_of(module, self.recipe, example_call(trainer, module, batch), trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):
             pruner.agree = trainer.strategy.broadcast
+        if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:
+            pruner.contest.measured = Measured(folder / LATENCIES)
         return pruner
 
     def _shrink_(

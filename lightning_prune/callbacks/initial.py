@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from lightning_prune.callbacks.evaluation import loss_of, silenced, step_of, training_batches
 from lightning_prune.callbacks.in_training import InTraining
+from lightning_prune.callbacks.interruption import going_on
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_count
@@ -27,6 +29,7 @@ from lightning_prune.model.calls import random_states_kept
 from lightning_prune.model.optimizer import mask_state_, trained_ids
 from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import needs_loss
+from lightning_prune.model.unfinished import Unfinished
 from lightning_prune.report.progress import showing
 
 
@@ -62,6 +65,8 @@ class InitialPruning(InTraining):
         shrink: for coupled granularities, whether what is masked is taken out of the model for real before training: at
             the "end" of the rounds (the default), or "never".
         budget: for coupled granularities, what the smaller model may cost, in place of `sparsity`.
+        unfinished: the folder that an interrupted pruning has left, to go on from: sums of calibration, and rounds. By
+            default `unfinished` beside the checkpoints; it is removed in the end.
 
     Raises:
         ValueError: a value out of its range, at once; what does not fit model or trainer, before the first step.
@@ -89,6 +94,7 @@ class InitialPruning(InTraining):
         report: bool = True,
         shrink: str | None = None,
         budget: Budget | None = None,
+        unfinished: str | Path | None = None,
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
         super().__init__(recipe, schedule=Constant(), window=Window(end=0.0), report=report)
@@ -97,6 +103,7 @@ class InitialPruning(InTraining):
         self.num_calibration_batches = check_count(
             "num_calibration_batches", num_calibration_batches, minimum=1
         )
+        self.unfinished = unfinished
         self.num_rounds, self.revive = checked_rounds(num_rounds, revive, budget), revive
 
     def describe(self) -> dict[str, str]:
@@ -135,17 +142,24 @@ class InitialPruning(InTraining):
             batches = training_batches(trainer, self.num_calibration_batches)
             if self.pruner is None:
                 self.pruner = self._coupled(trainer, module, batches[0], trained_ids(trainer.optimizers))
-            statistics, forward = self.pruner.statistics, step_of(module)
-            loss = loss_of(module) if statistics.needs_loss else None
-            measure = partial(
-                calibrate, statistics, module, batches, forward=forward, loss=loss, batch_statistics=True
-            )
-            update_ = partial(self._update_, step=self._ramp.num_steps, progress=1.0)
-            prune_in_rounds_(self.pruner, self.num_rounds, measure, revive=self.revive, update_=update_)
-        mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
+            with going_on(trainer, self.pruner, self.describe(), batches, self.unfinished) as unfinished:
+                self._choose_(module, batches, unfinished)
+                if self.shrink == "end":
+                    self._shrink_(trainer, module, self._optimizers, averaged_models(trainer))
         self._ramp.is_due, self._is_news = False, True
-        if self.shrink == "end":
-            self._shrink_(trainer, module, self._optimizers, averaged_models(trainer))
+
+    def _choose_(self, module: L.LightningModule, batches: list[Any], unfinished: Unfinished | None) -> None:
+        statistics = self._pruner.statistics
+        loss = loss_of(module) if statistics.needs_loss else None
+        how: dict[str, Any] = {"forward": step_of(module), "loss": loss, "batch_statistics": True}
+        measure = partial(calibrate, statistics, module, batches, unfinished=unfinished, **how)
+        rounds: dict[str, Any] = {
+            "revive": self.revive,
+            "update_": partial(self._update_, step=self._ramp.num_steps, progress=1.0),
+            "unfinished": unfinished,
+        }
+        prune_in_rounds_(self._pruner, self.num_rounds, measure, **rounds)
+        mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
 
     def _update_if_due(self) -> None:
         """Do nothing: there is one update, and it is done when training starts."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import (
@@ -20,6 +19,7 @@ from lightning_prune.callbacks.evaluation import (
     step_of,
     validate_within_fit,
 )
+from lightning_prune.callbacks.interruption import folder_of, going_on
 from lightning_prune.callbacks.structure import follow_record_
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count
@@ -34,8 +34,8 @@ from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.layerwise import check_solver, solve_
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.rounds import prune_in_rounds_
-from lightning_prune.model.solved import Solved, key_of
 from lightning_prune.model.statistics import needs_loss
+from lightning_prune.model.unfinished import Unfinished
 from lightning_prune.model.whole import read_checkpoint
 from lightning_prune.report.progress import showing, steps
 
@@ -70,8 +70,8 @@ class PostTrainingPruning(PruningCallback):
         solver: how the weights that stay make up for those that go, layer by layer, on the calibration batches.
         blocks: for a solver, path of the module whose children run one after the other, as decoder layers do; by
             default the longest such chain, and without one each layer by itself.
-        solved: for a solver, the folder of layers that an interrupted run has left, to go on from. Each layer is
-            written there when it is solved, by default into `solved` beside the checkpoints; it is removed in the end.
+        unfinished: the folder that an interrupted pruning has left, to go on from: sums of calibration, rounds, layers
+            that the solver is done with. By default `unfinished` beside the checkpoints; it is removed in the end.
 
     Coupled granularities, `Layer` among them, take out what they prune: the model is physically smaller afterwards.
 
@@ -103,7 +103,7 @@ class PostTrainingPruning(PruningCallback):
         budget: Budget | None = None,
         solver: Solver | None = None,
         blocks: str | None = None,
-        solved: str | Path | None = None,
+        unfinished: str | Path | None = None,
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
         super().__init__(recipe, report=report)
@@ -114,7 +114,8 @@ class PostTrainingPruning(PruningCallback):
         )
         self.num_rounds = checked_rounds(num_rounds, budget=budget)
         self.reestimate_batch_norm = reestimate_batch_norm
-        self.solver, self.blocks, self.solved = checked_solver(solver, granularity, blocks), blocks, solved
+        self.solver, self.blocks = checked_solver(solver, granularity, blocks), blocks
+        self.unfinished = unfinished
         self._is_tried = False
 
     def describe(self) -> dict[str, str]:
@@ -232,54 +233,40 @@ class PostTrainingPruning(PruningCallback):
         if needs_data:
             loader = loader() if callable(loader) else loader
             batches = calibration_batches(trainer, loader, self.num_calibration_batches)
-        with silenced(module), showing():
-            loss = loss_of(module) if self._needs_loss else None
-            measure = partial(calibrate, statistics, module, batches, forward=step_of(module), loss=loss)
-            update_ = partial(self._update_, step=trainer.global_step, progress=1.0)
-            if self.solver is None:
-                prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_)
-            else:
-                run = partial(solve_, batches=batches, forward=step_of(module), loss=loss, blocks=self.blocks)
-                measure()
-                self.pruner.choose_(1.0)
-                done = self._done(trainer, batches)
-                self._solve_(self.solver, partial(run, done=done), step=trainer.global_step, progress=1.0)
+        words = {"blocks": str(self.blocks), "num_rounds": str(self.num_rounds), **self.describe()}
+        begun = going_on(trainer, self.pruner, words, batches, self.unfinished)
+        with silenced(module), showing(), begun as unfinished:
+            self._choose_(trainer, module, batches, unfinished)
             if is_coupled:
                 self._shrink_(trainer, module)
             if self.reestimate_batch_norm:
                 reestimate_batch_norm_(module, batches, forward=step_of(module))
 
-    def _done(self, trainer: L.Trainer, batches: Iterable[Any]) -> Solved | None:
-        """Return where layers are written down as they are solved; in one process only, as others could disagree."""
-        if trainer.world_size > 1:
-            return None
+    def _choose_(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        batches: Iterable[Any],
+        unfinished: Unfinished | None,
+    ) -> None:
+        """Calibrate, choose, and let the solver change what stays."""
+        assert self.pruner is not None
+        loss = loss_of(module) if self._needs_loss else None
+        how: dict[str, Any] = {"forward": step_of(module), "loss": loss, "unfinished": unfinished}
+        measure = partial(calibrate, self.pruner.statistics, module, batches, **how)
+        when: dict[str, Any] = {"step": trainer.global_step, "progress": 1.0}
+        if self.solver is None:
+            update_ = partial(self._update_, **when)
+            prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_, unfinished=unfinished)
+            return
         assert isinstance(self.pruner, Pruner)
-        words = {"blocks": str(self.blocks), **self.describe()}
-        folder = self.solved if self.solved is not None else self._folder(trainer) / "solved"
-        return Solved(folder, key_of(self.pruner, words, batches), is_wanted=self.solved is not None)
-
-    def _solve_(self, solver: Solver, run: partial[None], **when: Any) -> None:
-        """Let the solver prune layer by layer, how many weights of each the criterion and the scope say."""
-        assert isinstance(self.pruner, Pruner)
-        done: Solved | None = run.keywords["done"]
-        try:
-            run(self.pruner, solver, progress=partial(steps, what=f"{type(solver).__name__}, layer by layer"))
-        except (KeyboardInterrupt, SystemExit):
-            if done is not None:
-                rank_zero_info(
-                    f"The layers that are solved lie in {done.folder}; go on with solved={done.folder}."
-                )
-            raise
+        measure()
+        self.pruner.choose_(1.0)
+        shown = partial(steps, what=f"{type(self.solver).__name__}, layer by layer")
+        solve_(self.pruner, self.solver, batches, blocks=self.blocks, progress=shown, **how)
         self.pruner.apply_()
         self._note_update(1.0, **when)
-        if done is not None:
-            done.finish()
-
-    def _folder(self, trainer: L.Trainer) -> Path:
-        callback = trainer.checkpoint_callback
-        folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
-        return Path(folder or trainer.default_root_dir)
 
     def _save(self, trainer: L.Trainer) -> None:
-        self.path = str(self._folder(trainer) / FILE_NAME)
+        self.path = str(folder_of(trainer) / FILE_NAME)
         trainer.save_checkpoint(self.path)

@@ -102,6 +102,19 @@ class Activations:
         for total in (t for sums in self._sums.values() for t in sums):
             total.total, total.count = None, 0
 
+    def sums(self) -> dict[str, list[tuple[Tensor | None, int]]]:
+        """Return the totals and counts so far: "kind.name" -> one for each layer that holds the weight."""
+        return {
+            f"{kind}.{name}": [(s.total, s.count) for s in sums] for (kind, name), sums in self._sums.items()
+        }
+
+    def load_sums(self, found: Mapping[str, Sequence[tuple[Tensor | None, int]]]) -> None:
+        """Go on from totals and counts that `sums` returned."""
+        for (kind, name), sums in self._sums.items():
+            for own, (total, count) in zip(sums, found[f"{kind}.{name}"], strict=True):
+                device = next(own.layout.module.parameters()).device
+                own.total, own.count = None if total is None else total.to(device), count
+
     def read(self, kind: str, name: Name) -> Tensor:
         """Return a statistic of one target, in the dims of the weight, over all processes.
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_prune.model.gradients import Gradients
 from lightning_prune.model.passes import Step, passes_of
 from lightning_prune.model.ranks import is_distributed
 from lightning_prune.model.statistics import Statistics
+from lightning_prune.model.unfinished import Unfinished
 from lightning_prune.report.progress import steps
 
 Loss = Callable[[nn.Module, Any], Tensor]
+CALIBRATION = "calibration"
 
 
 def calibrate(
@@ -26,6 +30,7 @@ def calibrate(
     forward: Step | None = None,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     batch_statistics: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> None:
     """Run calibration batches through a model in eval mode, as far as its criterion needs them.
 
@@ -41,6 +46,7 @@ def calibrate(
         loss: (model, batch) -> scalar.
         batch_statistics: whether batch norms normalise by each batch, as in training; their running statistics, of
             which there are none yet in a model at initialisation, are neither read nor changed.
+        unfinished: holds the sums over the batches of before, and those so far when it is interrupted.
 
     Raises:
         ValueError: what the criterion needs is not given, or belongs to training.
@@ -49,28 +55,66 @@ def calibrate(
         return
     _check(statistics, batches, loss)
     assert batches is not None
-    passes = passes_of(statistics, model, forward or call_model, loss)
-    found = _Counted(list(batches) if len(passes) > 1 else batches)
+    mean = Gradients(statistics.targets, ("grad",))
+    passes = passes_of(statistics, model, forward or call_model, loss, mean)
+    found = _Sums(list(batches) if len(passes) > 1 else batches, statistics, mean, unfinished)
+    whole = unfinished.whole_steps() if unfinished is not None else nullcontext()
     normalising = _by_batch_statistics(model) if batch_statistics else nullcontext()
     needing = statistics.targets.values() if statistics.needs_loss else ()
-    with evaluating(model), normalising, _own_gradients(model.parameters()), unfrozen(needing):
-        for run in passes:
+    with whole, evaluating(model), normalising, _own_gradients(model.parameters()), unfrozen(needing):
+        for run in passes[found.num_passes :]:
             run(found)
-            if not found.num_batches:
-                raise ValueError("`batches` is calibration data, at least one batch, but got none.")
+            found.end_pass()
+        found.end()
     statistics.from_gradients.sum_over_processes_()
 
 
-class _Counted:
-    """Batches, and how many were read."""
+class _Sums:
+    """The batches of a pass, and how far the sums over them are: passes that are over, batches of the present one."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches, self.num_batches = batches, 0
+    def __init__(
+        self, batches: Iterable[Any], statistics: Statistics, mean: Gradients, unfinished: Unfinished | None
+    ) -> None:
+        self.batches, self.statistics, self.mean, self.unfinished = batches, statistics, mean, unfinished
+        self.num_passes, self.num_batches, self.is_seen = 0, 0, False
+        if unfinished is not None and unfinished.has(CALIBRATION):
+            found = unfinished.read(CALIBRATION)
+            self.num_passes, self.num_batches = found["num_passes"], found["num_batches"]
+            statistics.load_sums(found["sums"])
+            mean.load_state_dict(found["mean"])
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in steps(self.batches, "calibration"):
-            self.num_batches += 1
+        rest = islice(self.batches, self.num_batches, None) if self.num_batches else self.batches
+        for batch in steps(rest, "calibration"):
+            self.is_seen = True
             yield batch
+            self.num_batches += 1
+            self._reached()
+
+    def end_pass(self) -> None:
+        """Go on to the next pass.
+
+        Raises:
+            ValueError: there was no batch.
+        """
+        if not (self.is_seen or self.num_batches):
+            raise ValueError("`batches` is calibration data, at least one batch, but got none.")
+        self.num_passes, self.num_batches = self.num_passes + 1, 0
+        self._reached()
+
+    def end(self) -> None:
+        """Have the sums ready as they are at the end, whatever becomes of them."""
+        if self.unfinished is not None:
+            self.unfinished.hold(CALIBRATION, self._state().copy)
+
+    def _reached(self) -> None:
+        if self.unfinished is not None:
+            self.unfinished.hold(CALIBRATION, self._state)
+            self.unfinished.reached()
+
+    def _state(self) -> dict[str, Any]:
+        done = {"num_passes": self.num_passes, "num_batches": self.num_batches}
+        return {**done, "sums": self.statistics.sums(), "mean": self.mean.state_dict()}
 
 
 def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward: Step | None = None) -> int:

@@ -24,7 +24,7 @@ from lightning_prune.model.grouping import (
     score_groups,
     sparsity_of_counts,
 )
-from lightning_prune.model.prices import CostOf, Counts, cost_function, counted
+from lightning_prune.model.prices import CostOf, Counts, Measured, cost_function, counted
 
 
 class Contest:
@@ -59,6 +59,7 @@ class Contest:
         self.kinds = {name: group.kind for name, group in self.groups.items()}
         self.spent = 1.0
         self.solved: Counts | None = None
+        self.measured = Measured()
 
     def check_reach(self) -> None:
         """Refuse what not even the smallest model reaches, or what the scope cannot; a latency is seen when measured.
@@ -139,7 +140,7 @@ class Contest:
         budget = self.recipe.budget
         if budget is None:
             return self._at(scores, fraction * self.final_sparsity)
-        cost_of = cost_function(budget, self.couplings, self.call, self.spent)
+        cost_of = cost_function(budget, self.couplings, self.call, self.spent, self.measured)
         if budget.kind != "latency" or self.solved is None:
             self.solved = self._solve(scores, cost_of)
         if fraction >= 1.0:

@@ -74,6 +74,14 @@ class Influence(Statistics):
         """Forget what was seen."""
         self._cosines: dict[str, tuple[float, int]] = {}
 
+    def sums(self) -> dict[str, Any]:
+        """Return the sums so far."""
+        return {"cosines": dict(self._cosines)}
+
+    def load_sums(self, found: Mapping[str, Any]) -> None:
+        """Go on from what `sums` returned."""
+        self._cosines = dict(found["cosines"])
+
     def influence(self) -> Mapping[str, float]:
         """Return path -> influence, in [0, 2]: 0 only scales what it is added to; empty if nothing was seen."""
         return {path: 1.0 - total / count for path, (total, count) in self._cosines.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.core.granularities import Weight
+from lightning_prune.core.masks import pack, unpack
 from lightning_prune.core.quotas import Quota
 from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Name, Solver
@@ -16,8 +17,8 @@ from lightning_prune.model.calibration import Loss, call_model, evaluating, grad
 from lightning_prune.model.matrices import Grams, Matrix, matrix_of
 from lightning_prune.model.passes import Step
 from lightning_prune.model.pruning import Pruner
-from lightning_prune.model.solved import Solved
 from lightning_prune.model.stages import stages_of
+from lightning_prune.model.unfinished import Unfinished
 
 T = TypeVar("T")
 Progress = Callable[[Iterable[T]], Iterable[T]]
@@ -49,7 +50,7 @@ def solve_(
     loss: Loss | None = None,
     blocks: str | None = None,
     progress: Progress[Any] = iter,
-    done: Solved | None = None,
+    unfinished: Unfinished | None = None,
 ) -> None:
     """Prune each target by a solver, in place, in the order in which they run; the pruner's masks follow.
 
@@ -65,7 +66,7 @@ def solve_(
         loss: as for `calibrate`, for solvers by gradients.
         blocks: path of the module that holds the blocks; by default the longest chain that is found.
         progress: stages -> the same, shown as they go by.
-        done: layers of before, which are taken over, and where each is written down when it is solved.
+        unfinished: holds layers of before, which are taken over, and each when it is solved.
 
     Raises:
         ValueError: no calibration data, no loss where gradients are asked for, a layer that does not run, or inputs or
@@ -80,34 +81,44 @@ def solve_(
                 "`loss` is a function (model, batch) -> scalar, which the solver needs, but got None."
             )
         for name in progress(list(matrices)):
-            if not _is_taken_over_(pruner, done, (name,)):
+            if not _is_taken_over_(pruner, unfinished, (name,)):
                 found = gradients_by_batch(pruner.model, pruner.targets[name], data, loss)
                 _solve_one_(pruner, solver, name, matrices[name], gradients=found)
-                _write_down(pruner, done, (name,))
+                _write_down(pruner, unfinished, (name,))
         return
     with evaluating(pruner.model):
         for stage in progress(stages_of(pruner.model, matrices, data, forward or call_model, blocks)):
-            if not _is_taken_over_(pruner, done, stage.names):
+            if not _is_taken_over_(pruner, unfinished, stage.names):
                 grams = Grams({name: matrices[name] for name in stage.names})
                 with grams.watch():
                     stage.run()
                 for name in stage.names:
                     _solve_one_(pruner, solver, name, matrices[name], gram=grams.read(name))
-                _write_down(pruner, done, stage.names)
+                _write_down(pruner, unfinished, stage.names)
             stage.leave()
 
 
-def _is_taken_over_(pruner: Pruner, done: Solved | None, names: Sequence[Name]) -> bool:
+def _is_taken_over_(pruner: Pruner, unfinished: Unfinished | None, names: Sequence[Name]) -> bool:
     """Put layers that were solved before in their place, if all of them were."""
-    if done is None or not done.has(names):
+    if unfinished is None or not all(unfinished.has(_part(name)) for name in names):
         return False
-    done.load_(pruner, names)
+    for name in names:
+        found, parameter = unfinished.read(_part(name)), pruner.targets[name]
+        parameter.copy_(found["weight"])
+        pruner.masks[name] = unpack(name, found["mask"]).to(parameter.device)
     return True
 
 
-def _write_down(pruner: Pruner, done: Solved | None, names: Sequence[Name]) -> None:
-    if done is not None:
-        done.save(pruner, names)
+def _write_down(pruner: Pruner, unfinished: Unfinished | None, names: Sequence[Name]) -> None:
+    if unfinished is None:
+        return
+    for name in names:
+        weight = pruner.targets[name].detach().cpu().clone()
+        unfinished.write(_part(name), {"weight": weight, "mask": pack(pruner.masks[name])})
+
+
+def _part(name: Name) -> str:
+    return f"layer {name}"
 
 
 def _solve_one_(

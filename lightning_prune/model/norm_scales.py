@@ -64,6 +64,16 @@ class NormScales:
                     stack.callback(module.register_forward_pre_hook(before_norm).remove)
             yield
 
+    def sums(self) -> dict[str, str]:
+        """Return which norm reads which layer's output, as far as it was seen, by their paths."""
+        paths = {module: path for path, module in self.model.named_modules()}
+        return {paths[layer]: paths[norm] for layer, norm in self._norms.items()}
+
+    def load_sums(self, found: Mapping[str, str]) -> None:
+        """Take over what `sums` returned."""
+        modules: dict[str, Any] = dict(self.model.named_modules())
+        self._norms = {modules[layer]: modules[norm] for layer, norm in found.items()}
+
     def read(self, name: Name) -> Tensor:
         """Return the scales behind one target as they are now, in the dims of its weight.
 

@@ -20,7 +20,7 @@ Step = Callable[[nn.Module, Any], Any]
 
 
 def passes_of(
-    statistics: Statistics, model: nn.Module, forward: Step, loss: Step | None
+    statistics: Statistics, model: nn.Module, forward: Step, loss: Step | None, mean: Gradients
 ) -> list[Callable[[Iterable[Any]], None]]:
     """Return what has to be run on the batches, one after the other, for all that `statistics` asks for.
 
@@ -29,9 +29,9 @@ def passes_of(
         model: the whole model.
         forward: (model, batch) -> anything.
         loss: (model, batch) -> scalar, where gradients of it are needed.
+        mean: takes the gradients of a first pass that a second one needs.
     """
     kinds, found = set(statistics.gradients), statistics.from_gradients
-    mean = Gradients(statistics.targets, ("grad",))
     passes: list[Callable[[Iterable[Any]], None]] = []
     if loss is not None and kinds & {"grad", "grad_square", "hessian_gradient"}:
         ledgers = [found, mean] if "hessian_gradient" in kinds else [found]
@@ -68,7 +68,8 @@ def _run_backward(
 def _run_probes(found: Gradients, model: nn.Module, loss: Step, batches: Iterable[Any]) -> None:
     """Hutchinson: z * H z for a random vector of signs, one for each batch of each process."""
     rank = torch.distributed.get_rank() if is_distributed() else 0
-    for index, batch in enumerate(batches):
+    for batch in batches:
+        index = max(found.counts["hessian_diagonal"].values(), default=0)  # batches that are done
         probe = signs(found.targets, seed=index + (rank << 32))
         product = hessian_product(partial(loss, model, batch), found.targets, probe)
         for name, value in product.items():

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
 from lightning_prune.core.budgets import Budget
 from lightning_prune.graph import Couplings
-from lightning_prune.model.calls import Call, replaying
+from lightning_prune.model.calls import Call, replaying, tensors_of
 from lightning_prune.model.latency import measure_latencies
 from lightning_prune.model.surgery import execute_
 from lightning_prune.report.progress import working
+from lightning_prune.report.storage import write_text
 
 Counts: TypeAlias = dict[str, int]
 """Group name -> how many indices it keeps."""
@@ -22,7 +27,9 @@ CostOf: TypeAlias = Callable[[Counts], float]
 """Counts -> the cost as a fraction of the dense model's; it falls with them."""
 
 
-def cost_function(budget: Budget, couplings: Couplings, call: Call, spent: float = 1.0) -> CostOf:
+def cost_function(
+    budget: Budget, couplings: Couplings, call: Call, spent: float = 1.0, measured: Measured | None = None
+) -> CostOf:
     """Return what computes the cost that a budget limits, as a fraction of the dense model's.
 
     Args:
@@ -30,8 +37,11 @@ def cost_function(budget: Budget, couplings: Couplings, call: Call, spent: float
         couplings: of the model as it is now.
         call: the example call, whose latency is measured.
         spent: what the model as it is now costs, as a fraction of the dense one's; below 1 where it was cut before.
+        measured: latencies of before, and those of now.
     """
-    return _Latency(couplings, call) if budget.kind == "latency" else counted(budget.kind, couplings, spent)
+    if budget.kind == "latency":
+        return _Latency(couplings, call, Measured() if measured is None else measured)
+    return counted(budget.kind, couplings, spent)
 
 
 def counted(kind: str, couplings: Couplings, spent: float = 1.0) -> CostOf:
@@ -51,18 +61,18 @@ def counted(kind: str, couplings: Couplings, spent: float = 1.0) -> CostOf:
 class _Latency:
     """Measures a smaller copy against the dense model, in turns; the same counts are measured once."""
 
-    def __init__(self, couplings: Couplings, call: Call) -> None:
-        self.couplings, self.call = couplings, call
-        self.known: dict[tuple[tuple[str, int], ...], float] = {}
+    def __init__(self, couplings: Couplings, call: Call, measured: Measured) -> None:
+        self.couplings, self.call, self.measured = couplings, call, measured
+        self.place = _place(couplings, call)
 
     def __call__(self, counts: Counts) -> float:
-        key = tuple(counts.items())
-        if key not in self.known:
-            groups = self.couplings.groups
-            is_whole = all(groups[name].size == kept for name, kept in counts.items())
-            with working(f"looking for a latency, measurement {len(self.known) + 1}"):
-                self.known[key] = 1.0 if is_whole else self._measured(counts)
-        return self.known[key]
+        groups = self.couplings.groups
+        if all(groups[name].size == kept for name, kept in counts.items()):
+            return 1.0
+        if (known := self.measured.get(self.place, counts)) is not None:
+            return known
+        with working(f"looking for a latency, measurement {len(self.measured) + 1}"):
+            return self.measured.note(self.place, counts, self._measured(counts))
 
     def _measured(self, counts: Counts) -> float:
         """Measure; which indices are kept makes no difference to the time, so the first are."""
@@ -76,3 +86,45 @@ class _Latency:
         with replaying(root, self.call) as dense_call, replaying(small_root, small) as small_call:
             dense, after = measure_latencies(dense_call, small_call)
         return after.median_ms / dense.median_ms
+
+
+class Measured:
+    """Latencies that were measured, in memory or also in a file, from which a search that was interrupted goes on.
+
+    Args:
+        path: of the file; None for memory alone.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._known: dict[str, float] = {}
+        if path is not None and path.is_file():
+            self._known = json.loads(path.read_text(encoding="utf-8"))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, place: str, counts: Counts) -> float | None:
+        """Return what was measured for the same model, call and machine, if anything was."""
+        return self._known.get(f"{place} {json.dumps(counts, sort_keys=True)}")
+
+    def note(self, place: str, counts: Counts, cost: float) -> float:
+        """Write down a measurement, and return it."""
+        self._known[f"{place} {json.dumps(counts, sort_keys=True)}"] = cost
+        if self.path is not None:
+            write_text(self.path, json.dumps(self._known, indent=1) + "\n")
+        return cost
+
+    def forget(self) -> None:
+        """Forget all, once the search is over: a later one measures anew."""
+        self._known = {}
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _place(couplings: Couplings, call: Call) -> str:
+    """Return what a latency depends on besides the counts: the model's shapes, what it is called on, the machine."""
+    shapes = {name: tuple(value.shape) for name, value in couplings.run.root.state_dict().items()}
+    seen = [(str(x.dtype), tuple(x.shape)) for x in tensors_of((call.args, dict(call.kwargs)))]
+    words = [shapes, seen, str(call.device), torch.__version__, platform.node(), platform.processor()]
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]

@@ -126,6 +126,20 @@ class Statistics:
             return self._from_norms.read(name)
         return self._from_activations.read(kind, name).to(parameter.device, torch.float32)
 
+    def sums(self) -> dict[str, Any]:
+        """Return all that was summed up so far, safe under `weights_only=True`: what calibration goes on from."""
+        return {
+            "gradients": self.from_gradients.state_dict(),
+            "activations": self._from_activations.sums(),
+            "norms": self._from_norms.sums(),
+        }
+
+    def load_sums(self, found: Mapping[str, Any]) -> None:
+        """Go on from what `sums` returned."""
+        self.from_gradients.load_state_dict(found["gradients"])
+        self._from_activations.load_sums(found["activations"])
+        self._from_norms.load_sums(found["norms"])
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what outlives a checkpoint: the movement, and the gradients since the last update."""
         return self.from_gradients.state_dict()

@@ -28,10 +28,12 @@ pytestmark = [
 SMALL_NET = ("model=mlp", "model.sizes=[64,256,256,256,256,10]")
 
 
-def interrupted(command: list[str], root, env, folder: Path, is_time: Callable[[], bool]) -> tuple[int, str]:
+def interrupted(
+    command: list[str], root, env, folder: Path | None, is_time: Callable[[], bool]
+) -> tuple[int, str]:
     """Start a command, send it SIGINT when it is time, and return its code and what it has said."""
     process = subprocess.Popen(
-        [sys.executable, *command, f"hydra.run.dir={folder}"],
+        [sys.executable, *command, *([f"hydra.run.dir={folder}"] if folder else [])],
         cwd=root,
         env=env,
         stdout=subprocess.PIPE,
@@ -92,25 +94,24 @@ def test_layers_that_are_solved_are_not_solved_again(root, subprocess_env, tmp_p
         *QUIET,
     ]
     slow = ["pruning.solver.block_size=1", "pruning.num_calibration_batches=30"]
-    solved = tmp_path / "half" / "checkpoints" / "solved"
+    solved = tmp_path / "half" / "checkpoints" / "unfinished"
 
     def is_time() -> bool:
         return len(list(solved.glob("*.pt"))) >= 1
 
     code, said = interrupted([*words, *slow], root, subprocess_env, tmp_path / "half", is_time)
     assert code in (1, 130) and "Traceback" not in said, said
-    done = {file.name: file.stat().st_mtime_ns for file in solved.glob("*.pt")}
-    assert 1 <= len(done) < 5, "it was too fast to be interrupted"
-    assert f"solved={solved}" in said
+    assert 1 <= len(list(solved.glob("*.pt"))) < 5, "it was too fast to be interrupted"
+    assert f"unfinished={solved}" in said
 
     def prune(folder: Path, *more: str) -> dict[str, torch.Tensor]:
         quiet = "trainer.enable_progress_bar=false"
         cli.train(composed(*words[1:], *slow, *more, quiet, "test=false", output_dir=folder))
         return torch.load(folder / "checkpoints" / "pruned.ckpt", weights_only=True)["state_dict"]
 
-    rest, whole = prune(tmp_path / "rest", f"pruning.solved={solved}"), prune(tmp_path / "whole")
+    rest, whole = prune(tmp_path / "rest", f"pruning.unfinished={solved}"), prune(tmp_path / "whole")
     assert all(torch.equal(rest[name], tensor) for name, tensor in whole.items())
-    assert not solved.exists() and not (tmp_path / "whole" / "checkpoints" / "solved").exists()
+    assert not solved.exists() and not (tmp_path / "whole" / "checkpoints" / "unfinished").exists()
 
 
 def test_curves_that_are_known_are_not_measured_again(root, subprocess_env, tmp_path, dense):
@@ -136,3 +137,89 @@ def test_curves_that_are_known_are_not_measured_again(root, subprocess_env, tmp_
         cli.analyse(cfg)
         found[name] = json.loads((tmp_path / name / "sensitivity.json").read_text())
     assert found["rest"] == found["whole"]
+
+
+SLOW_STEPS = """
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+from lightning_prune import *
+from lightning_prune.examples.data import Digits
+from lightning_prune.examples.tasks import Classifier
+
+
+class Slow(Classifier):
+    def training_step(self, batch, batch_idx):
+        if {is_slow}:
+            time.sleep(0.2)
+            Path("batches.txt").open("a").write("x")
+        return super().training_step(batch, batch_idx)
+
+
+if __name__ == "__main__":
+    L.seed_everything(0)
+    pruning = {pruning}
+    trainer = L.Trainer(max_epochs=1, callbacks=[pruning], accelerator="cpu", logger=False, default_root_dir="here")
+    model = Slow("MLP", sizes=[64, 32, 10])
+    {run}
+    trainer.save_checkpoint("end.ckpt")
+"""
+CALIBRATIONS = {
+    "after": ("PostTrainingPruning(0.5, criterion=Wanda(), scope=PerRow(), num_calibration_batches=20)",
+              "pruning.run(trainer, model, Digits(batch_size=32))", "True"),
+    "before": ("InitialPruning(0.9, num_calibration_batches=5, num_rounds=4)",
+               "trainer.fit(model, Digits(batch_size=32))", "pruning.ramp is None or not pruning.updates"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("when", CALIBRATIONS)
+def test_batches_of_calibration_are_not_run_again(root, subprocess_env, tmp_path, when):
+    """What is done are sums, and rounds: twenty batches in all, and the weights of a run that was left alone."""
+    pruning, run, is_slow = CALIBRATIONS[when]
+    text = SLOW_STEPS.format(pruning=pruning, run=run, is_slow=is_slow)
+    ends, env = {}, {**subprocess_env, "PYTHONPATH": str(root)}
+    for name in ("whole", "cut"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "train.py").write_text(text)
+        batches = folder / "batches.txt"
+        if name == "cut":
+            code, said = interrupted(
+                ["train.py"], folder, env, None, lambda f=batches: f.is_file() and f.stat().st_size >= 8
+            )
+            assert code in (1, 130, -signal.SIGINT), said
+            assert f"go on with unfinished={Path('here') / 'checkpoints' / 'unfinished'}" in said.replace(
+                str(folder) + "/", ""
+            )
+            assert 8 <= batches.stat().st_size < 20
+        done = subprocess.run(
+            [sys.executable, "train.py"], cwd=folder, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert batches.stat().st_size == 20
+        assert not list(folder.rglob("unfinished"))
+        ends[name] = torch.load(folder / "end.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(ends["cut"][name], tensor) for name, tensor in ends["whole"].items())
+
+
+def test_latencies_are_not_measured_again(root, subprocess_env, tmp_path):
+    """What is done are the measurements in `latencies.json`."""
+    words = ["train.py", "pruning=latency_budget", "trainer.max_epochs=1", "trainer=cpu", *QUIET]
+    file, known = tmp_path / "checkpoints" / "latencies.json", {}
+
+    def measured() -> dict[str, float]:
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    for _ in range(2):
+        code, said = interrupted(
+            words, root, subprocess_env, tmp_path, lambda n=len(known): len(measured()) > n
+        )
+        assert code in (1, 130) and "Traceback" not in said, said
+        assert known.items() < measured().items()
+        known = measured()
+    command = [sys.executable, *words, f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(command, cwd=root, env=subprocess_env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not file.exists()
