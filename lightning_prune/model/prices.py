@@ -99,7 +99,7 @@ class Measured:
         self.path = path
         self._known: dict[str, float] = {}
         if path is not None and path.is_file():
-            self._known = json.loads(path.read_text(encoding="utf-8"))
+            self._known = _numbers_in(path.read_text(encoding="utf-8"))
 
     def __len__(self) -> int:
         return len(self._known)
@@ -120,6 +120,16 @@ class Measured:
         self._known = {}
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _numbers_in(text: str) -> dict[str, float]:
+    """Return the numbers by name of a JSON text; of one that is damaged none, and all is measured anew."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    named = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in named if isinstance(value, float)}
 
 
 def _place(couplings: Couplings, call: Call) -> str:

@@ -20,9 +20,8 @@ from lightning_prune import (
 )
 from lightning_prune.model.export.files import ENTRY
 from lightning_prune.model.history import KEY
-from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.record import shrink_to_
-from lightning_prune.model.solved import Solved
+from lightning_prune.model.unfinished import Unfinished
 from lightning_prune.model.whole import read_checkpoint
 from lightning_prune.report import storage
 from lightning_prune.sweep.notes import held_jobs
@@ -106,11 +105,11 @@ def test_other_files_that_would_run_code_are_refused(place, tmp_path):
         load_weights_(Toy(), tmp_path / "evil.safetensors")
     with pytest.raises(ValueError, match=r"evil.json"):
         storage.load(tmp_path / "evil.json")
-    pruner = Pruner(module := Toy(), TrainTimePruning(0.5).recipe)
-    held = Solved(tmp_path / "solved", "key")
-    torch.save({"weight": module.head.weight, "mask": Bomb(place)}, held._file("head.weight"))
+    module = Toy()
+    held = Unfinished(tmp_path / "unfinished", "key")
+    held.write("head.weight", {"weight": module.head.weight, "mask": Bomb(place)})
     with pytest.raises(pickle.UnpicklingError):
-        held.load_(pruner, ["head.weight"])
+        held.read("head.weight")
     assert not place.exists()
 
 

@@ -17,7 +17,7 @@ from lightning_prune.model.export.formats import checked_filename
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.history import KEY
 from lightning_prune.model.record import shrink_to_
-from lightning_prune.model.solved import Solved
+from lightning_prune.model.unfinished import Unfinished
 from lightning_prune.sweep.notes import SWEEP_FILE, held_jobs
 from lightning_prune.sweep.rows import read_jobs
 from tests.callbacks.toy import Toy
@@ -65,15 +65,15 @@ def test_a_folder_of_solved_layers_leaves_the_files_of_others_alone(tmp_path):
     mine = [tmp_path / name for name in ("weights.pt", "notes.tmp", "a.json")]
     for file in mine:
         file.write_text("mine")
-    held = Solved(tmp_path, "key")
-    torch.save({}, held._file("a.weight"))
+    held = Unfinished(tmp_path, "key")
+    held.write("a.weight", {})
     held.finish()
     assert sorted(tmp_path.iterdir()) == sorted(mine)
 
 
 def test_a_solved_layer_lies_in_its_folder_whatever_its_name(tmp_path):
-    held = Solved(tmp_path / "solved", "key")
-    assert all(held._file(name).parent == tmp_path / "solved" for name in OUTSIDE)
+    held = Unfinished(tmp_path / "unfinished", "key")
+    assert all(held._file(name).parent == tmp_path / "unfinished" for name in OUTSIDE)
 
 
 @pytest.fixture
