@@ -48,6 +48,11 @@ METHODS = {
     "least squares after magnitude, per layer": ["reconstruct", "pruning/scope=local"],
     "least squares after Wanda": ["wanda", "pruning/solver=least_squares"],
     "SparseGPT": ["sparsegpt"],
+    "ALPS": ["alps"],
+    "WoodFisher": [
+        "wood_fisher",
+        "pruning.num_calibration_batches=16",
+    ],  # 64 would take 16 x 64 backward passes
 }
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 ANCHORS = {  # by hand-made loops on another training of the same network; dense 6.303
@@ -187,6 +192,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6, 0.7])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--cells", nargs="+", help="such as 50%% or 2:4; by default all")
     parser.add_argument("--out", type=Path, default=RESULTS / "language_models.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -195,7 +202,8 @@ def main() -> None:
     known = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": [], "memory": []}
     record = {**known, **facts(options.seed)}
     for method, cell, words in prunings(options.sparsities):
-        if any((row["method"], row["cell"]) == (method, cell) for row in record["rows"]):
+        is_wanted = method in ("dense", *options.methods) and (not cell or cell in (options.cells or [cell]))
+        if not is_wanted or any((row["method"], row["cell"]) == (method, cell) for row in record["rows"]):
             continue
         start = time.process_time()
         found = run([*words, EXCLUDED, "train=false", "test=false", f"ckpt_path={path}"], options.root)

@@ -8,7 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import MODEL_PRUNING, SETTINGS, Run, composed, main, methods, model_pruning, summary
+from benchmarks.accuracy import SETTINGS, Run, main, methods
+from benchmarks.accuracy_runs import SMALL, TELLING, composed, model_pruning
+from benchmarks.accuracy_tables import BEGIN, END, EXPECTED, MODEL_PRUNING, README, orders, placed, summary
+from benchmarks.record import RESULTS
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +22,8 @@ def found() -> list[str]:
 def test_all_recipes_that_remove_single_weights_take_part(found: list[str]) -> None:
     assert {"global_unstructured", "one_shot", "random", MODEL_PRUNING} <= set(found)
     assert not {"none", "global_structured", "heads", "n_of_m"} & set(found)
+    assert set(TELLING) <= set(found) and {name for pair in EXPECTED for name in pair} <= set(TELLING)
+    assert set(SMALL) <= set(SETTINGS)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -49,6 +54,41 @@ def test_the_table_has_mean_and_deviation_of_each_cell_and_the_best_first() -> N
     told = summary("mlp-mnist", rows)
     assert "dense 99.00" in told and "| a | 98.00 ± 1.41 |" in told
     assert told.index("| b |") < told.index("| a |")
+
+
+def test_each_order_says_by_how_much_and_whether_it_is_noise() -> None:
+    def rows(**methods: list[float]) -> list[dict[str, object]]:
+        return [
+            {"method": m, "sparsity": 0.9, "test/acc": v} for m, values in methods.items() for v in values
+        ]
+
+    def told(**methods: list[float]) -> str:
+        return orders(rows(**methods), "test/acc").rpartition("90% ")[2]
+
+    assert told(rigl=[98.0, 98.2], set=[98.0, 98.1]) == "+0.05 ± 0.11 level"
+    assert told(rigl=[97.0, 97.1], set=[98.0, 98.1]) == "-1.00 ± 0.07 **does not hold**"
+    assert told(rigl=[98.2, 98.1], set=[98.0]) == "+0.15 (one seed)"
+    assert told(rigl=[98.2]) == ""
+    perplexities = [{"method": m, "sparsity": 0.9, "ppl": v} for m, v in (("one_shot", 6.0), ("random", 9.0))]
+    assert orders(perplexities, "ppl").endswith("90% +3.00 (one seed)")
+
+
+def test_tables_go_between_the_markers_and_leave_the_rest() -> None:
+    page = f"before\n{BEGIN}\n\nold\n\n{END}\nafter\n"
+    new = placed(page, ["a, test/acc", "b"])
+    assert new == f"before\n{BEGIN}\n\n#### a, test/acc\n\n#### b\n\n{END}\nafter\n"
+    assert placed(new, ["a, test/acc", "b"]) == new
+
+
+def test_the_tables_of_the_page_are_those_of_the_results() -> None:
+    told = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    settings = [line.split()[1].rstrip(",") for line in told.splitlines() if line.startswith("#### ")]
+    assert settings, "python -m benchmarks.accuracy --readme"
+    for setting in settings:
+        rows = json.loads((RESULTS / "accuracy" / f"{setting}.json").read_text())["rows"]
+        assert summary(setting, rows, SETTINGS[setting].metric) in told, (
+            "python -m benchmarks.accuracy --readme"
+        )
 
 
 def test_a_run_that_fails_loses_only_itself_and_is_done_next_time(tmp_path, capsys, monkeypatch) -> None:
