@@ -18,6 +18,7 @@ EXPECTED = (
     (GRADUAL, "one_shot"),
     ("one_shot", "random"),
     ("rigl", "set"),
+    ("rigl_mean", "set"),
     ("set", "static"),
     (GRADUAL, MODEL_PRUNING),
 )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_prune.core.criteria.curvature import SynFlow as SynFlow
     from lightning_prune.core.criteria.gradients import Fisher as Fisher
     from lightning_prune.core.criteria.gradients import GradientMagnitude as GradientMagnitude
+    from lightning_prune.core.criteria.gradients import MeanGradient as MeanGradient
     from lightning_prune.core.criteria.gradients import Movement as Movement
     from lightning_prune.core.criteria.gradients import Saliency as Saliency
     from lightning_prune.core.criteria.gradients import Taylor as Taylor
@@ -103,7 +104,14 @@ _HOMES = {
     "callbacks.train_time": ("TrainTimePruning",),
     "core.criteria.activations": ("APoZ", "ActivationVariance", "BatchNormScale", "MeanActivation", "Wanda"),
     "core.criteria.curvature": ("OBD", "GraSP", "SecondOrderTaylor", "SynFlow"),
-    "core.criteria.gradients": ("Fisher", "GradientMagnitude", "Movement", "Saliency", "Taylor"),
+    "core.criteria.gradients": (
+        "Fisher",
+        "GradientMagnitude",
+        "MeanGradient",
+        "Movement",
+        "Saliency",
+        "Taylor",
+    ),
     "core.criteria.weights": ("GeometricMedian", "Magnitude", "Random"),
     "core.budgets": ("Budget",),
     "core.granularities": ("Block", "Channel", "Head", "Kernel", "Layer", "Slice", "Weight"),

@@ -174,7 +174,7 @@ class InTraining(PruningCallback):
             statistics = self._pruner.statistics
             is_wanted = statistics.is_running and not self._ramp.is_over
             if is_wanted or (statistics.gradients and self._ramp.is_due):
-                statistics.note_gradients(parameter_ids([optimizer]))
+                statistics.note_gradients(parameter_ids([optimizer]), only_running=not self._ramp.is_due)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Mask before anything reads the weights that this optimizer has just changed.

@@ -16,6 +16,7 @@ Found = dict[str, dict[Name, Tensor]]
 
 SUMMANDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad": lambda weight, grad: _wide(grad, copy=True),
+    "grad_mean": lambda weight, grad: _wide(grad, copy=True),
     "grad_square": lambda weight, grad: _wide(grad).square(),
     "movement": lambda weight, grad: -_wide(weight) * grad,
 }
@@ -23,7 +24,11 @@ SUMMANDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 SECOND_ORDER = ("hessian_diagonal", "hessian_gradient")
 FLOW = "flow_gradient"
 KINDS = (*SUMMANDS, *SECOND_ORDER, FLOW)
-RUNNING = ("movement", "grad_square")  # in training these are over all steps, not over the one of an update
+RUNNING = ("movement", "grad_mean", "grad_square")  # in training over all steps, not over the one of an update
+    "movement",
+    "grad_mean",
+    "grad_square",
+)  # in training these are over all steps, not over the one of an update
 LASTING = ("movement",)  # this one goes on after an update
 
 
@@ -42,13 +47,13 @@ class Gradients:
         self._pending: Found = {}
 
     @torch.no_grad()
-    def note(self, among: Container[int] | None = None) -> None:
+    def note(self, among: Container[int] | None = None, kinds: Container[str] = KINDS) -> None:
         """Note the gradients of all targets, or of those whose ids are `among` the given ones; see `confirm`."""
         for name, p in self.targets.items():
             if p.grad is not None and (among is None or id(p) in among):
                 weight, grad = local(p.detach()), local(p.grad.detach())
                 for kind in self.kinds:
-                    if kind in SUMMANDS:
+                    if kind in SUMMANDS and kind in kinds:
                         self._pending.setdefault(kind, {})[name] = SUMMANDS[kind](weight, grad)
 
     def confirm(self) -> None:

@@ -33,7 +33,7 @@ def passes_of(
     """
     kinds, found = set(statistics.gradients), statistics.from_gradients
     passes: list[Callable[[Iterable[Any]], None]] = []
-    if loss is not None and kinds & {"grad", "grad_square", "hessian_gradient"}:
+    if loss is not None and kinds & {"grad", "grad_mean", "grad_square", "hessian_gradient"}:
         ledgers = [found, mean] if "hessian_gradient" in kinds else [found]
         passes.append(partial(_run_backward, statistics, model, loss, ledgers))
     elif statistics.activations:

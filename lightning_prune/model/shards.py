@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from lightning_prune.core.checksums import text_checksum
 from lightning_prune.core.types import Across, Masks, Name, Shape, Stats
 
-BY_WEIGHT = ("weight", "grad", "grad_square", "movement")
+BY_WEIGHT = ("weight", "grad", "grad_mean", "grad_square", "movement")
 """The statistics that have a number for each weight, and lie where the weights do."""
 
 

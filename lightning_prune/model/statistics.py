@@ -1,8 +1,9 @@
 """Reads off a model what a criterion asks for, and nothing else.
 
 `weight` and `name` cost nothing; activations are summed up by forward hooks that exist only inside of `watch`; `grad`
-is the gradient at the last optimizer step, or the mean over calibration batches; `grad_square` is the mean of its
-square over the steps since the last update, or over the batches; `movement` is summed up over all steps.
+is the gradient at the last optimizer step, or the mean over calibration batches; `grad_mean` and `grad_square` are means
+of it and of its square over the steps since the last update, or over the batches; `movement` is summed up over all
+steps.
 """
 
 from __future__ import annotations
@@ -84,12 +85,16 @@ class Statistics:
         with self._from_activations.watch(), self._from_norms.watch():
             yield
 
-    def note_gradients(self, among: Container[int] | None = None) -> None:
+    def note_gradients(self, among: Container[int] | None = None, *, only_running: bool = False) -> None:
         """Note the gradients of all targets, or of those whose ids are `among` the given ones, before a step.
 
         They count once `confirm` says that the step was taken: mixed precision may skip it.
+
+        Args:
+            among: ids of parameters.
+            only_running: whether only what is over all steps counts, since no update is due.
         """
-        self.from_gradients.note(among)
+        self.from_gradients.note(among, gradients.RUNNING if only_running else gradients.KINDS)
 
     def confirm(self) -> None:
         """Take over what was noted: the step was real."""

@@ -7,7 +7,21 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_prune import ERK, Global, Local, NofM, PerRow, Polynomial, Random, SparseTraining, Window
+from lightning_prune import (
+    ERK,
+    Fisher,
+    Global,
+    GradientMagnitude,
+    Local,
+    Magnitude,
+    MeanGradient,
+    NofM,
+    PerRow,
+    Polynomial,
+    Random,
+    SparseTraining,
+    Window,
+)
 from lightning_prune.examples.loading import as_sliced
 from tests.callbacks.toy import GAN, NUM_BATCHES, Toy, Witness, data, trainer
 
@@ -67,19 +81,33 @@ def test_what_grows_starts_at_zero_and_so_does_its_momentum():
     assert grown > 20
 
 
-def test_it_grows_where_the_gradient_is_largest():
-    """The masks of an update against the algorithm by hand, on the gradient of the batch before it."""
-    callback, found = None, []
+@pytest.mark.parametrize(
+    ("grow", "criterion", "is_mean"),
+    [
+        (GradientMagnitude(), Magnitude(), False),
+        (MeanGradient(), Magnitude(), True),
+        (GradientMagnitude(), Fisher(), False),  # which looks at all steps
+    ],
+    ids=str,
+)
+def test_it_grows_where_the_gradient_is_largest(grow, criterion, is_mean):
+    """The masks of an update against the algorithm by hand, on the gradient of the batch before it, or of all since."""
+    callback, found, since = None, [], []
 
     class Shown(Toy):
         def on_before_optimizer_step(self, optimizer):
-            self.grads = {n: p.grad.detach().clone() for n, p in self.named_parameters()}
+            since.append({n: p.grad.detach().clone() for n, p in self.named_parameters()})
+            used = since if is_mean else since[-1:]
+            self.grads = {n: sum(grads[n] for grads in used) / len(used) for n in since[-1]}
+            if callback.ramp.is_due:
+                since.clear()
             self.masks = {name: mask.clone() for name, mask in callback.masks.items()}
 
         def on_train_batch_end(self, *_):
             found.append((self.masks, self.grads, {n: m.clone() for n, m in callback.masks.items()}))
 
-    callback = SparseTraining(0.75, window=EVERY, drop_fraction=0.5, decay=None, report=False)
+    options = {"window": EVERY, "drop_fraction": 0.5, "decay": None, "report": False}
+    callback = SparseTraining(0.75, grow=grow, criterion=criterion, **options)
     trainer(callback).fit(Shown(), data(shuffle=True), data())
     num_updates = 0
     for before, grads, after in found:

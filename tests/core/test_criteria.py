@@ -41,6 +41,7 @@ def statistics(criterion, shape, dtype=torch.float32):
         "movement": torch.randn(shape, generator=draw).to(dtype),
         "input_norm": torch.rand(1, shape[1], *rest, generator=draw),
         "output_mean": torch.rand(shape[0], 1, *rest, generator=draw),
+        "grad_mean": torch.randn(shape, generator=draw),
         "grad_square": torch.rand(shape, generator=draw),
         "hessian_diagonal": torch.randn(shape, generator=draw).to(dtype),
         "hessian_gradient": torch.randn(shape, generator=draw).to(dtype),

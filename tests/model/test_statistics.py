@@ -185,13 +185,15 @@ def test_a_state_of_another_form_is_refused_and_one_of_another_criterion_left_al
 
 def test_low_precision_gradients_are_summed_in_float32():
     layer = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
-    statistics = Statistics(layer, select_targets(layer), ["grad", "grad_square", "movement"])
+    kinds = ["grad", "grad_mean", "grad_square", "movement"]
+    statistics = Statistics(layer, select_targets(layer), kinds)
     for _ in range(1000):
         layer.weight.grad = torch.full_like(layer.weight, 0.125)
         statistics.note_gradients()
         statistics.confirm()
     found = {name: float(value) for name, value in statistics.read()["weight"].items()}
-    expected = {"grad": 0.125, "grad_square": 0.125**2, "movement": -125 * float(layer.weight.detach())}
+    expected = {"grad": 0.125, "grad_mean": 0.125, "grad_square": 0.125**2}
+    expected["movement"] = -125 * float(layer.weight.detach())
     assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -56,6 +56,30 @@ class GradientMagnitude:
 
 
 @dataclass(frozen=True)
+class MeanGradient:
+    """Where the loss has fallen fastest since the last update: s = |mean of dL/dw over the steps|.
+
+    The gradient of one batch, by which RigL grows, is mostly noise where batches are small and the loss is low already.
+    Dettmers & Zettlemoyer 2019, sparse momentum (arXiv:1907.04840), section 3.2, smooth it exponentially; here all
+    steps since the last update count alike.
+
+    Cost: one addition and one float32 per weight at each step.
+
+    When: to grow weights in `SparseTraining` (recipe `rigl_mean`) with batches of some hundred examples or fewer.
+
+    Example:
+        >>> import torch
+        >>> MeanGradient()(grad_mean=torch.tensor([-3.0, 1.0]))
+        tensor([3., 1.])
+    """
+
+    by_rows: ClassVar[bool] = True
+
+    def __call__(self, *, grad_mean: Tensor) -> Tensor:
+        return grad_mean.abs()
+
+
+@dataclass(frozen=True)
 class Taylor:
     """The squared change of the loss, to first order, without the weight: s = (w dL/dw)^2.
 
