@@ -24,11 +24,7 @@ SUMMANDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 SECOND_ORDER = ("hessian_diagonal", "hessian_gradient")
 FLOW = "flow_gradient"
 KINDS = (*SUMMANDS, *SECOND_ORDER, FLOW)
-RUNNING = ("movement", "grad_mean", "grad_square")  # in training over all steps, not over the one of an update
-    "movement",
-    "grad_mean",
-    "grad_square",
-)  # in training these are over all steps, not over the one of an update
+RUNNING = ("movement", "grad_mean", "grad_square")  # in training over all steps, not the one of an update
 LASTING = ("movement",)  # this one goes on after an update
 
 

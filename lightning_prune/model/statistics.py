@@ -1,9 +1,9 @@
 """Reads off a model what a criterion asks for, and nothing else.
 
 `weight` and `name` cost nothing; activations are summed up by forward hooks that exist only inside of `watch`; `grad`
-is the gradient at the last optimizer step, or the mean over calibration batches; `grad_mean` and `grad_square` are means
-of it and of its square over the steps since the last update, or over the batches; `movement` is summed up over all
-steps.
+is the gradient at the last optimizer step, or the mean over calibration batches; `grad_mean` and `grad_square` are the
+means of it and of its square over the steps since the last update, or over the batches; `movement` is summed up over
+all steps.
 """
 
 from __future__ import annotations
