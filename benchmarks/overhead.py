@@ -24,6 +24,7 @@ from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import LazyScores, Masks
 from lightning_prune.examples.networks import MLP, ResNet20
 from lightning_prune.model.apply import apply_masks_
+from lightning_prune.model.compact import CompactSteps
 
 SPARSITY = 0.9
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
@@ -35,6 +36,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4),
+    "fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True),
 }
 Make = Callable[[nn.Module, Masks, Callable[[nn.Module], torch.optim.Optimizer]], torch.optim.Optimizer]
 
@@ -64,6 +66,22 @@ def foreach(weights: list[Tensor], masks: list[Tensor]) -> None:
     torch._foreach_mul_(weights, masks)
 
 
+def compactly(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
+    """What our callbacks do: the survivors are stepped alone where that is worth it, the rest is masked."""
+    parameters = dict(model.named_parameters())
+    optimizer = optimizer_of(model)
+    steps = CompactSteps(optimizer)
+    steps.follow({name: parameters[name] for name in masks}, masks)
+
+    def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        done = steps.finish()
+        rest = [name for name in masks if id(parameters[name]) not in done]
+        apply_masks_([parameters[name].detach() for name in rest], [masks[name] for name in rest])
+
+    optimizer.register_step_post_hook(after)
+    return optimizer
+
+
 def by_forward_hook(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
     """torch.nn.utils.prune, which Lightning's ModelPruning calls."""
     for name, mask in masks.items():
@@ -86,7 +104,8 @@ def by_parametrization(model: nn.Module, masks: Masks, optimizer_of: Any) -> tor
 
 WAYS: dict[str, Make] = {
     "plain": lambda model, masks, optimizer_of: optimizer_of(model),
-    "ours": after_step(apply_masks_),
+    "ours": compactly,
+    "ours, compact=False": after_step(apply_masks_),
     "torch.nn.utils.prune (ModelPruning)": by_forward_hook,
     "torch.ao.pruning": by_parametrization,
     "_foreach_mul_, float masks": after_step(foreach, torch.float32),

@@ -93,6 +93,7 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
             "schedule": (Any, MISSING),
             "window": (Any, MISSING),
             "report": (bool, True),
+            "compact": (bool, True),
             "shrink": (Any, None),
             "masking": (Any, None),
             "regularizer": (Any, None),
@@ -106,6 +107,7 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
             "num_rounds": (int, 1),
             "revive": (bool, False),
             "report": (bool, True),
+            "compact": (bool, True),
             "shrink": (Any, None),
             "unfinished": (Any, None),
         },
@@ -113,12 +115,17 @@ PRUNING: dict[str, tuple[type, str, dict[str, tuple[Any, Any]]]] = {
     "sparse_training": (
         SparseRecipe,
         "lightning_prune.SparseTraining",
-        {"schedule": (Any, MISSING), "window": (Any, MISSING), "report": (bool, True)},
+        {
+            "schedule": (Any, MISSING),
+            "window": (Any, MISSING),
+            "report": (bool, True),
+            "compact": (bool, True),
+        },
     ),
     "rewinding": (
         RewindingRecipe,
         "lightning_prune.WeightRewinding",
-        {"report": (bool, True)},
+        {"report": (bool, True), "compact": (bool, True)},
     ),
     "post_training": (
         Recipe,

@@ -17,9 +17,12 @@ from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Prescribes, Schedule
 from lightning_prune.core.windows import Window
+from lightning_prune.model.compact import CompactSteps
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
+
+RESTFUL = 10  # steps between updates
 
 
 class InTraining(PruningCallback):
@@ -33,10 +36,15 @@ class InTraining(PruningCallback):
         schedule: progress through the window -> fraction of the final sparsity.
         window: when masks are updated.
         report: as for `PruningCallback`.
+        compact: whether optimizers step the surviving weights alone where that is faster.
     """
 
-    def __init__(self, recipe: Recipe, *, schedule: Schedule, window: Window, report: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, *, schedule: Schedule, window: Window, report: bool, compact: bool
+    ) -> None:
         super().__init__(recipe, report=report)
+        self.compact = compact
+        self._compact: dict[Optimizer, CompactSteps] = {}
         check_timing(schedule, window)
         self.schedule, self.window = schedule, window
         self.ramp: Ramp | None = None
@@ -66,6 +74,8 @@ class InTraining(PruningCallback):
             The layer that is protected from now on.
         """
         assert isinstance(self.pruner, Pruner)
+        for steps in self._compact.values():
+            steps.release()
         name = self.pruner.roll_back_()
         self._note_update(0.0, step=self._ramp.num_steps, progress=self._ramp.progress)
         self._ramp.is_due = self._is_news = True
@@ -103,6 +113,10 @@ class InTraining(PruningCallback):
         self._hooks.close()
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
+        if self.compact and isinstance(self.pruner, Pruner) and self.pruner.can_compact:
+            self._compact = {optimizer: CompactSteps(optimizer) for optimizer in self._optimizers}
+            for steps in self._compact.values():
+                self._hooks.callback(steps.close)
 
     def _check_alone(self, trainer: L.Trainer) -> None:
         """Refuse weights that another callback holds masks of, too: each would undo what the other does.
@@ -171,6 +185,9 @@ class InTraining(PruningCallback):
         """Count the step, and note gradients (unscaled, not yet clipped) where the criterion needs them."""
         if optimizer in self._optimizers:
             self._count()
+            steps = self._compact.get(optimizer)
+            if steps is not None and not steps.is_following and self._is_restful:
+                steps.follow(self._pruner.targets, self._pruner.masks)
             statistics = self._pruner.statistics
             is_wanted = statistics.is_running and not self._ramp.is_over
             if is_wanted or (statistics.gradients and self._ramp.is_due):
@@ -182,11 +199,12 @@ class InTraining(PruningCallback):
         A step outside of a batch is none: torch takes one, of length 0, to have a state that a sharded checkpoint can
         be read into.
         """
+        masked = self._compact[optimizer].finish() if optimizer in self._compact else set()
         if not self._is_in_batch:
             return
         self._count()
         self._pruner.statistics.confirm()
-        self._pruner.apply_(parameter_ids([optimizer]))
+        self._pruner.apply_(parameter_ids([optimizer]) - masked)
         self._update_if_due()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -206,12 +224,18 @@ class InTraining(PruningCallback):
         """
         self._is_news = True
         if self.pruner is not None:
+            self._pruner.apply_()
             here = {id(parameter) for parameter in pl_module.parameters()}
             if gone := [name for name, p in self.pruner.targets.items() if id(p) not in here]:
                 raise ValueError(
                     f"`{gone[0]}` is pruned, but was taken out of the module or replaced in it since: change modules "
                     "before fitting starts, or exclude them."
                 )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Mask what someone may have written past torch's count of writes, by `.data`."""
+        if self._compact and self.pruner is not None:
+            self._pruner.apply_()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mask what averaging callbacks have put into the module, and say so where the target was not reached."""
@@ -229,8 +253,9 @@ class InTraining(PruningCallback):
             )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave no hook behind."""
+        """Leave no hook behind, and optimizers as they were."""
         self._hooks.close()
+        self._compact = {}
         self._stop_watching()
 
     def on_exception(
@@ -260,6 +285,17 @@ class InTraining(PruningCallback):
     def _ramp(self) -> Ramp:
         assert self.ramp is not None
         return self.ramp
+
+    @property
+    def _is_restful(self) -> bool:
+        """Whether masks rest for so many steps that it pays to exchange what optimizers hold."""
+        return self._ramp.is_over or self._ramp.steps.every >= RESTFUL
+
+    def _update_(self, fraction: float, **when: Any) -> None:
+        """Give optimizers their whole state back, and update the masks."""
+        for steps in self._compact.values():
+            steps.release()
+        super()._update_(fraction, **when)
 
     def _count(self) -> None:
         """Count a step once a batch, whichever of several optimizers comes first."""

@@ -53,6 +53,8 @@ class WeightRewinding(InTraining):
             trained.
         exclude: patterns or module types to leave out.
         report: whether to write `report.json` and `report.md` beside the run.
+        compact: whether optimizers step the surviving weights alone where that is faster (very sparse, on CPU): same
+            result, cheaper steps, less memory; `optimizer.state` holds vectors of the survivors meanwhile.
 
     Raises:
         ValueError: a value out of its range, at once; a Trainer without `max_epochs`, before the first step.
@@ -78,11 +80,14 @@ class WeightRewinding(InTraining):
         include: Sequence[Any] | None = None,
         exclude: Sequence[Any] = (),
         report: bool = True,
+        compact: bool = True,
     ) -> None:
         self.chosen = RewindingRecipe(
             sparsity, criterion, granularity, scope, include, exclude, num_levels, rewind, epoch
         )
-        super().__init__(self.chosen.plain, schedule=Constant(), window=Window(end=0.0), report=report)
+        super().__init__(
+            self.chosen.plain, schedule=Constant(), window=Window(end=0.0), report=report, compact=compact
+        )
         self.level = 0
         self.levels: list[dict[str, float]] = []
         """Level, sparsity and the metrics at its end, of all levels that are done."""

@@ -29,15 +29,23 @@ class SoftMasking(InTraining):
         schedule: as for `InTraining`.
         window: when masks are updated; with its end they are settled.
         report: as for `PruningCallback`.
+        compact: as for `InTraining`.
 
     Raises:
         ValueError: a masking that does not fit the recipe.
     """
 
     def __init__(
-        self, recipe: Recipe, *, masking: Masking | None, schedule: Schedule, window: Window, report: bool
+        self,
+        recipe: Recipe,
+        *,
+        masking: Masking | None,
+        schedule: Schedule,
+        window: Window,
+        report: bool,
+        compact: bool,
     ) -> None:
-        super().__init__(recipe, schedule=schedule, window=window, report=report)
+        super().__init__(recipe, schedule=schedule, window=window, report=report, compact=compact)
         self.masking = checked_masking(masking, recipe.granularity)
         self._can_skip = False
 

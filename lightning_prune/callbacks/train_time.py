@@ -45,7 +45,8 @@ class TrainTimePruning(SoftMasking):
     A step, here and in `window`, is a training batch on which an optimizer of a pruned weight was to step. Keep the
     learning rate high while the sparsity rises and let it decay after: that matters more than any criterion.
 
-    Cost: one byte per weight, a few percent of a step, and the criterion's statistics at each update.
+    Cost: one byte per weight, a few percent of a step, or less than none at high sparsity (`compact`), and the
+    criterion's statistics at each update.
 
     When: there is a training to prune in; nothing else reaches its accuracy at high sparsity.
 
@@ -68,6 +69,8 @@ class TrainTimePruning(SoftMasking):
         masking: what becomes of pruned weights until the window ends, for granularities of single tensors: None leaves
             them at zero; with `StraightThrough` or `Dormant` their values live on beside the model and may come back.
         regularizer: for coupled granularities, a penalty that drives groups towards zero until the window ends.
+        compact: whether optimizers step the surviving weights alone where that is faster (very sparse, on CPU): same
+            result, cheaper steps, less memory; `optimizer.state` holds vectors of the survivors meanwhile.
 
     Raises:
         ValueError: a value out of its range, at once; what does not fit model or trainer, before the first step.
@@ -98,9 +101,12 @@ class TrainTimePruning(SoftMasking):
         budget: Budget | None = None,
         masking: Masking | None = None,
         regularizer: Regularizer | None = None,
+        compact: bool = True,
     ) -> None:
         recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
-        super().__init__(recipe, masking=masking, schedule=schedule, window=window, report=report)
+        super().__init__(
+            recipe, masking=masking, schedule=schedule, window=window, report=report, compact=compact
+        )
         check_can_train(criterion)
         self.shrink = checked_shrink(shrink, granularity)
         self.regularizer = checked_regularizer(regularizer, granularity)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_prune.core.types import Masks, Name, Shape
 from lightning_prune.graph import Plan
 from lightning_prune.model.apply import apply_masks_
+from lightning_prune.model.compact import release
 from lightning_prune.model.shards import local
 
 
@@ -37,6 +38,7 @@ def mask_state_(optimizers: Iterable[Optimizer], targets: Mapping[Name, nn.Param
     tensors: list[Tensor] = []
     their_masks: list[Tensor] = []
     for optimizer in optimizers:
+        release(optimizer)
         if isinstance(optimizer, LBFGS):
             optimizer.state.clear()
             continue
@@ -67,6 +69,7 @@ def cut_state_(
         plan: what is cut.
         undo: gets what would undo it all.
     """
+    release(optimizer)
     undo.callback(_put_back_, optimizer, {p: dict(state) for p, state in optimizer.state.items()})
     if isinstance(optimizer, LBFGS):
         _warn(optimizer, "one flat history of all parameters")

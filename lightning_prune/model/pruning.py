@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -44,6 +44,9 @@ class Pruner(Masked):
         ValueError: the recipe does not fit the model (patterns without a match, layers that N:M cannot divide,
             statistics that cannot be read, ...).
     """
+
+    can_compact: ClassVar[bool] = True
+    """Whether nothing of what is pruned needs to be remembered."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, trained: Container[int] | None = None) -> None:
         if isinstance(recipe.granularity, Couples):

@@ -33,6 +33,8 @@ class SoftPruner(Pruner):
         ValueError: the recipe does not fit the model.
     """
 
+    can_compact = False
+
     def __init__(
         self, model: nn.Module, recipe: Recipe, masking: Masking, trained: Container[int] | None = None
     ) -> None:

@@ -1,0 +1,261 @@
+"""Optimizer steps of what survives: a sparse model is cheaper to train than a dense one, not dearer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+from lightning_prune.core.types import Masks, Name
+from lightning_prune.model.apply import apply_masks_
+
+State = dict[str, Any]
+
+
+class Reach(NamedTuple):
+    """Where steps of the survivors alone are clearly faster: up to which density, and from how many weights on."""
+
+    density: float
+    numel: int
+
+
+ONE_PASS = Reach(0.12, 1 << 19)
+"""Of kernels that pass over the weights once."""
+SOME_PASSES = Reach(0.2, 1 << 17)
+MANY_PASSES = Reach(0.25, 1 << 14)
+ELEMENTWISE: Mapping[type[Optimizer], Reach] = {
+    optim.SGD: ONE_PASS,
+    optim.RMSprop: SOME_PASSES,
+    optim.Adagrad: SOME_PASSES,
+    **dict.fromkeys(
+        (optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adadelta), MANY_PASSES
+    ),
+}
+"""Optimizers that step each weight by itself, with what was measured of them (benchmarks/README.md)."""
+
+
+@dataclass
+class Part:
+    """One parameter whose survivors are stepped.
+
+    Args:
+        mask: of the parameter; True is kept.
+        index: where the survivors lie in the flat parameter, ascending.
+        weight: their values while the optimizer steps, and their gradients.
+        version: of the parameter when it was last known to be masked, as torch counts the writes to it; -1 is never.
+    """
+
+    mask: Tensor
+    index: Tensor
+    weight: nn.Parameter
+    version: int = -1
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter, mask: Tensor) -> Part:
+        index = mask.flatten().nonzero().squeeze(1)
+        weight = nn.Parameter(parameter.new_empty(len(index)))
+        weight.grad = torch.empty_like(weight)
+        return cls(mask, index, weight)
+
+    def packed(self, value: Any) -> Any:
+        """Return a state tensor of the parameter's shape as one of its survivors; all else as it is."""
+        is_whole = torch.is_tensor(value) and value.shape == self.mask.shape
+        return value.flatten().index_select(0, self.index) if is_whole else value
+
+    def whole(self, value: Any) -> Any:
+        """Return a state tensor of the survivors as one of the parameter's shape, zero elsewhere."""
+        if not (torch.is_tensor(value) and value.dim() == 1 and len(value) == len(self.index)):
+            return value
+        return value.new_zeros(self.mask.numel()).index_copy_(0, self.index, value).view(self.mask.shape)
+
+
+class CompactSteps:
+    """Lets an optimizer step the surviving weights alone, as vectors of their own, and keep the state of these alone.
+
+    The model, its gradients and `state_dict()` are what they always are; the optimizer's `state` holds vectors of the
+    survivors while this lasts. What is masked is not touched, so it need not be masked again unless someone else has
+    written to the parameter, which torch counts.
+
+    Args:
+        optimizer: of a class in `ELEMENTWISE`; others are left alone.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.parts: dict[nn.Parameter, Part] = {}
+        self.is_following = False
+        """Whether there are masks to go by; not before `follow`, nor after `release`."""
+        self._versions: dict[nn.Parameter, int] = {}
+        self._hooks = ExitStack()
+        hooks: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
+            (optimizer.register_step_pre_hook, self._before_step),
+            (optimizer.register_state_dict_post_hook, self._whole_state_dict),
+            (optimizer.register_load_state_dict_post_hook, self._pack_loaded),
+        ]
+        for register, hook in hooks:
+            self._hooks.callback(register(hook).remove)
+        _ALL.setdefault(optimizer, []).append(self)
+
+    def follow(self, targets: Mapping[Name, nn.Parameter], masks: Masks) -> None:
+        """From now on step what these masks keep, of each parameter where that is worth it; of others all."""
+        self.is_following = True
+        wanted = {targets[name]: mask for name, mask in masks.items()}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                mask = wanted.get(parameter)
+                known = self.parts.get(parameter)
+                if known is not None and known.mask is not mask:
+                    self._release(parameter)
+                    known = None
+                if known is None and mask is not None and is_worth_it(self.optimizer, group, parameter, mask):
+                    self._take(parameter, mask)
+
+    def restore(self) -> None:
+        """Write what was stepped into the parameters, and give them back to the optimizer."""
+        stepped = {self.parts[parameter].weight: parameter for parameter in self._versions}
+        for group in self.optimizer.param_groups if stepped else ():
+            group["params"] = [stepped.get(parameter, parameter) for parameter in group["params"]]
+        for weight, parameter in stepped.items():
+            part = self.parts[parameter]
+            _flat(parameter).index_copy_(0, part.index, weight.detach())
+            _move(self.optimizer.state, weight, parameter)
+
+    def finish(self) -> set[int]:
+        """Do what follows a step: write it down, and mask what someone else has written to; return what is masked."""
+        self.restore()
+        ids = {id(parameter) for parameter in self._versions}
+        for parameter, before in self._versions.items():
+            part = self.parts[parameter]
+            if before != part.version:
+                apply_masks_([parameter.detach()], [part.mask])
+            part.version = parameter._version
+        self._versions = {}
+        return ids
+
+    def release(self) -> None:
+        """Give the optimizer its whole state back; `follow` begins anew."""
+        self.is_following = False
+        self.finish()
+        for parameter in list(self.parts):
+            self._release(parameter)
+
+    def close(self) -> None:
+        """Release all, and leave no hook behind."""
+        self.release()
+        self._hooks.close()
+        if (others := _ALL.pop(self.optimizer)) != [self]:
+            _ALL[self.optimizer] = [steps for steps in others if steps is not self]
+
+    def _take(self, parameter: nn.Parameter, mask: Tensor) -> None:
+        part = self.parts[parameter] = Part.of(parameter, mask)
+        _replace(self.optimizer.state.get(parameter, {}), part.packed)
+
+    def _release(self, parameter: nn.Parameter) -> None:
+        part = self.parts.pop(parameter)
+        _replace(self.optimizer.state.get(parameter, {}), part.whole)
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Exchange the parameters once their gradients are there: after the closure, if one computes them."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._exchange()
+            return None
+
+        def closed() -> Any:
+            loss = closure()
+            self._exchange()
+            return loss
+
+        return (args[0], closed), {name: value for name, value in kwargs.items() if name != "closure"}
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        self.restore()  # of a step that has raised
+        self._versions = {}
+        for parameter in list(self.parts):
+            if parameter.grad is None:
+                continue  # the optimizer passes over it
+            if parameter.grad.is_sparse:
+                self._release(parameter)
+                continue
+            part = self.parts[parameter]
+            assert part.weight.grad is not None
+            self._versions[parameter] = parameter._version
+            torch.index_select(_flat(parameter), 0, part.index, out=part.weight.detach())
+            torch.index_select(parameter.grad.reshape(-1), 0, part.index, out=part.weight.grad)
+            _move(self.optimizer.state, parameter, part.weight)
+        for group in self.optimizer.param_groups if self._versions else ():
+            group["params"] = [self.parts[p].weight if p in self._versions else p for p in group["params"]]
+
+    def _whole_state_dict(self, optimizer: Optimizer, state_dict: State) -> State:
+        """Let what is saved be of the parameters' shapes."""
+        self.restore()
+        number = {p: i for i, p in enumerate(_parameters(optimizer))}
+        state = dict(state_dict["state"])
+        for parameter, part in self.parts.items():
+            if (key := number[parameter]) in state:
+                state[key] = {name: part.whole(value) for name, value in state[key].items()}
+        return {**state_dict, "state": state}
+
+    def _pack_loaded(self, optimizer: Optimizer) -> None:
+        for parameter, part in self.parts.items():
+            _replace(optimizer.state.get(parameter, {}), part.packed)
+
+
+_ALL: WeakKeyDictionary[Optimizer, list[CompactSteps]] = WeakKeyDictionary()
+
+
+def release(optimizer: Optimizer) -> None:
+    """Give an optimizer its whole state back, for whoever is about to change it."""
+    for steps in _ALL.get(optimizer, ()):
+        steps.release()
+
+
+def is_worth_it(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, mask: Tensor
+) -> bool:
+    """Tell whether to step the survivors of a parameter alone.
+
+    So it is where the optimizer steps each weight by itself and remembers something of each, and the survivors are few
+    enough. On accelerators nothing was measured.
+    """
+    reach = ELEMENTWISE.get(type(optimizer))
+    if (
+        reach is None
+        or group.get("differentiable")
+        or (type(optimizer) is optim.SGD and not group["momentum"])
+    ):
+        return False
+    reach = ONE_PASS if group.get("fused") else reach
+    is_plain = (
+        type(parameter) is nn.Parameter and parameter.device.type == "cpu" and parameter.is_contiguous()
+    )
+    if not is_plain or not parameter.is_floating_point() or parameter.numel() < reach.numel:
+        return False
+    return int(mask.count_nonzero()) <= reach.density * mask.numel()
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for group in optimizer.param_groups for p in group["params"]))
+
+
+def _flat(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().view(-1)
+
+
+def _replace(state: State, change: Callable[[Any], Any]) -> None:
+    for key, value in state.items():
+        state[key] = change(value)
+
+
+def _move(state: dict[Any, State], before: nn.Parameter, after: nn.Parameter) -> None:
+    if before in state:
+        state[after] = state.pop(before)
