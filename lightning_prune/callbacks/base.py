@@ -43,6 +43,8 @@ class PruningCallback(L.Callback):
     kind: ClassVar[str]
     can_shard: ClassVar[bool] = False
     """Whether weights may be spread over processes, as DTensors."""
+    holds_masks: ClassVar[bool] = False
+    """Whether masks hold while a model trains."""
 
     def __init__(self, recipe: Recipe, *, report: bool) -> None:
         self.recipe, self.report = recipe, report

@@ -10,14 +10,14 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches
+from lightning_prune.callbacks.ownership import check_alone, check_there
 from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import averaged_models
-from lightning_prune.core.patterns import listed
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Prescribes, Schedule
 from lightning_prune.core.windows import Window
-from lightning_prune.model.compact import CompactSteps
+from lightning_prune.model.compact import CompactOptimizers
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
@@ -39,12 +39,14 @@ class InTraining(PruningCallback):
         compact: whether optimizers step the surviving weights alone where that is faster.
     """
 
+    holds_masks = True
+
     def __init__(
         self, recipe: Recipe, *, schedule: Schedule, window: Window, report: bool, compact: bool
     ) -> None:
         super().__init__(recipe, report=report)
         self.compact = compact
-        self._compact: dict[Optimizer, CompactSteps] = {}
+        self._compact = CompactOptimizers()
         check_timing(schedule, window)
         self.schedule, self.window = schedule, window
         self.ramp: Ramp | None = None
@@ -74,8 +76,7 @@ class InTraining(PruningCallback):
             The layer that is protected from now on.
         """
         assert isinstance(self.pruner, Pruner)
-        for steps in self._compact.values():
-            steps.release()
+        self._compact.release()
         name = self.pruner.roll_back_()
         self._note_update(0.0, step=self._ramp.num_steps, progress=self._ramp.progress)
         self._ramp.is_due = self._is_news = True
@@ -102,7 +103,7 @@ class InTraining(PruningCallback):
         self._optimizers = list(trainer.optimizers)
         if not isinstance(self.recipe.granularity, Couples):
             self.pruner = self._new_pruner(trainer, pl_module)
-            self._check_alone(trainer)
+            check_alone(self, trainer)
             self._go_on()
             targets = {id(parameter) for parameter in self._pruner.targets.values()}
             self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
@@ -114,26 +115,8 @@ class InTraining(PruningCallback):
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
         if self.compact and isinstance(self.pruner, Pruner) and self.pruner.can_compact:
-            self._compact = {optimizer: CompactSteps(optimizer) for optimizer in self._optimizers}
-            for steps in self._compact.values():
-                self._hooks.callback(steps.close)
-
-    def _check_alone(self, trainer: L.Trainer) -> None:
-        """Refuse weights that another callback holds masks of, too: each would undo what the other does.
-
-        Raises:
-            ValueError: there are such weights.
-        """
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        ours = {id(parameter): name for name, parameter in self._pruner.targets.items()}
-        for other in callbacks:
-            if isinstance(other, InTraining) and other is not self and other.pruner is not None:
-                shared = [ours[id(p)] for p in other.pruner.targets.values() if id(p) in ours]
-                if shared:
-                    raise ValueError(
-                        f"`callbacks` prune weights of their own each, but got {type(other).__name__} and "
-                        f"{type(self).__name__} for {listed(shared)}: tell them apart by `include` and `exclude`."
-                    )
+            self._compact = CompactOptimizers(self._optimizers)
+            self._hooks.callback(self._compact.close)
 
     def _go_on(self) -> None:
         if self._before is not None:
@@ -172,7 +155,7 @@ class InTraining(PruningCallback):
         self._is_counted, self._is_in_batch = False, True
         if self.pruner is None:
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
-            self._check_alone(trainer)
+            check_alone(self, trainer)
             self._go_on()
             self._begin()
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
@@ -185,9 +168,8 @@ class InTraining(PruningCallback):
         """Count the step, and note gradients (unscaled, not yet clipped) where the criterion needs them."""
         if optimizer in self._optimizers:
             self._count()
-            steps = self._compact.get(optimizer)
-            if steps is not None and not steps.is_following and self._is_restful:
-                steps.follow(self._pruner.targets, self._pruner.masks)
+            if self._is_restful:
+                self._compact.follow(optimizer, self._pruner.targets, self._pruner.masks)
             statistics = self._pruner.statistics
             is_wanted = statistics.is_running and not self._ramp.is_over
             if is_wanted or (statistics.gradients and self._ramp.is_due):
@@ -199,7 +181,7 @@ class InTraining(PruningCallback):
         A step outside of a batch is none: torch takes one, of length 0, to have a state that a sharded checkpoint can
         be read into.
         """
-        masked = self._compact[optimizer].finish() if optimizer in self._compact else set()
+        masked = self._compact.finish(optimizer)
         if not self._is_in_batch:
             return
         self._count()
@@ -225,16 +207,11 @@ class InTraining(PruningCallback):
         self._is_news = True
         if self.pruner is not None:
             self._pruner.apply_()
-            here = {id(parameter) for parameter in pl_module.parameters()}
-            if gone := [name for name, p in self.pruner.targets.items() if id(p) not in here]:
-                raise ValueError(
-                    f"`{gone[0]}` is pruned, but was taken out of the module or replaced in it since: change modules "
-                    "before fitting starts, or exclude them."
-                )
+            check_there(pl_module, self._pruner.targets)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mask what someone may have written past torch's count of writes, by `.data`."""
-        if self._compact and self.pruner is not None:
+        if self.compact and self.pruner is not None:
             self._pruner.apply_()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -255,7 +232,6 @@ class InTraining(PruningCallback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave no hook behind, and optimizers as they were."""
         self._hooks.close()
-        self._compact = {}
         self._stop_watching()
 
     def on_exception(
@@ -293,8 +269,7 @@ class InTraining(PruningCallback):
 
     def _update_(self, fraction: float, **when: Any) -> None:
         """Give optimizers their whole state back, and update the masks."""
-        for steps in self._compact.values():
-            steps.release()
+        self._compact.release()
         super()._update_(fraction, **when)
 
     def _count(self) -> None:

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.core.types import Masks, Name
 from lightning_prune.model.apply import apply_masks_
+from lightning_prune.model.reach import is_worth_it
 
 State = dict[str, Any]
-
-
-class Reach(NamedTuple):
-    """Where steps of the survivors alone are clearly faster: up to which density, and from how many weights on."""
-
-    density: float
-    numel: int
-
-
-ONE_PASS = Reach(0.12, 1 << 19)
-"""Of kernels that pass over the weights once."""
-SOME_PASSES = Reach(0.2, 1 << 17)
-MANY_PASSES = Reach(0.25, 1 << 14)
-ELEMENTWISE: Mapping[type[Optimizer], Reach] = {
-    optim.SGD: ONE_PASS,
-    optim.RMSprop: SOME_PASSES,
-    optim.Adagrad: SOME_PASSES,
-    **dict.fromkeys(
-        (optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adadelta), MANY_PASSES
-    ),
-}
-"""Optimizers that step each weight by itself, with what was measured of them (benchmarks/README.md)."""
 
 
 @dataclass
@@ -83,7 +62,7 @@ class CompactSteps:
     written to the parameter, which torch counts.
 
     Args:
-        optimizer: of a class in `ELEMENTWISE`; others are left alone.
+        optimizer: of a class in `reach.ELEMENTWISE`; others are left alone.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -210,6 +189,38 @@ class CompactSteps:
             _replace(optimizer.state.get(parameter, {}), part.packed)
 
 
+class CompactOptimizers:
+    """Compact steps of several optimizers.
+
+    Args:
+        optimizers: of none, nothing is done.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer] = ()) -> None:
+        self._steps = {optimizer: CompactSteps(optimizer) for optimizer in optimizers}
+
+    def follow(self, optimizer: Optimizer, targets: Mapping[Name, nn.Parameter], masks: Masks) -> None:
+        """Go by masks from the next step on, unless it goes by some already."""
+        steps = self._steps.get(optimizer)
+        if steps is not None and not steps.is_following:
+            steps.follow(targets, masks)
+
+    def finish(self, optimizer: Optimizer) -> set[int]:
+        """Do what follows a step; return the ids of the parameters that are masked already."""
+        return self._steps[optimizer].finish() if optimizer in self._steps else set()
+
+    def release(self) -> None:
+        """Give all their whole state back."""
+        for steps in self._steps.values():
+            steps.release()
+
+    def close(self) -> None:
+        """Release all, and leave no hook behind."""
+        for steps in self._steps.values():
+            steps.close()
+        self._steps = {}
+
+
 _ALL: WeakKeyDictionary[Optimizer, list[CompactSteps]] = WeakKeyDictionary()
 
 
@@ -217,30 +228,6 @@ def release(optimizer: Optimizer) -> None:
     """Give an optimizer its whole state back, for whoever is about to change it."""
     for steps in _ALL.get(optimizer, ()):
         steps.release()
-
-
-def is_worth_it(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, mask: Tensor
-) -> bool:
-    """Tell whether to step the survivors of a parameter alone.
-
-    So it is where the optimizer steps each weight by itself and remembers something of each, and the survivors are few
-    enough. On accelerators nothing was measured.
-    """
-    reach = ELEMENTWISE.get(type(optimizer))
-    if (
-        reach is None
-        or group.get("differentiable")
-        or (type(optimizer) is optim.SGD and not group["momentum"])
-    ):
-        return False
-    reach = ONE_PASS if group.get("fused") else reach
-    is_plain = (
-        type(parameter) is nn.Parameter and parameter.device.type == "cpu" and parameter.is_contiguous()
-    )
-    if not is_plain or not parameter.is_floating_point() or parameter.numel() < reach.numel:
-        return False
-    return int(mask.count_nonzero()) <= reach.density * mask.numel()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -12,15 +12,15 @@ from lightning_prune import (
     Window,
 )
 from lightning_prune.callbacks import in_training
-from lightning_prune.model import compact
-from lightning_prune.model.compact import Reach
+from lightning_prune.model import reach
+from lightning_prune.model.reach import Reach
 from tests.callbacks.toy import GAN, Toy, Witness, data, trainer
 
 
 @pytest.fixture(autouse=True)
 def everywhere(monkeypatch):
     """Small layers will do, at any density and from one step to the next."""
-    monkeypatch.setattr(compact, "ELEMENTWISE", dict.fromkeys(compact.ELEMENTWISE, Reach(1.0, 1)))
+    monkeypatch.setattr(reach, "ELEMENTWISE", dict.fromkeys(reach.ELEMENTWISE, Reach(1.0, 1)))
     monkeypatch.setattr(in_training, "RESTFUL", 1)
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn, optim
 
-from lightning_prune.model import compact
+from lightning_prune.model import reach
 from lightning_prune.model.apply import apply_masks_
-from lightning_prune.model.compact import CompactSteps, Reach, is_worth_it
+from lightning_prune.model.compact import CompactSteps
+from lightning_prune.model.reach import Reach, is_worth_it
 from lightning_prune.model.optimizer import cut_state_, mask_state_
 
 OPTIMIZERS = {
@@ -32,9 +33,8 @@ NAMES = ("0.weight", "2.weight")
 def everywhere(request, monkeypatch):
     """Small networks will do, with every optimizer."""
     if "gains" not in request.node.name:
-        reach = dict.fromkeys(compact.ELEMENTWISE, Reach(0.2, 1))
-        monkeypatch.setattr(compact, "ELEMENTWISE", reach)
-        monkeypatch.setattr(compact, "ONE_PASS", Reach(0.2, 1))
+        monkeypatch.setattr(reach, "ELEMENTWISE", dict.fromkeys(reach.ELEMENTWISE, Reach(0.2, 1)))
+        monkeypatch.setattr(reach, "ONE_PASS", Reach(0.2, 1))
 
 
 def network():
@@ -214,8 +214,8 @@ def test_new_masks_forget_what_was_and_remember_nothing_of_what_comes():
 
 
 def test_only_what_gains_is_stepped_alone():
-    numel = compact.MANY_PASSES.numel
-    parameter, large = nn.Parameter(torch.zeros(numel)), nn.Parameter(torch.zeros(compact.ONE_PASS.numel))
+    numel = reach.MANY_PASSES.numel
+    parameter, large = nn.Parameter(torch.zeros(numel)), nn.Parameter(torch.zeros(reach.ONE_PASS.numel))
 
     def told(optimizer, density=0.1):
         (parameter,) = optimizer.param_groups[0]["params"]
