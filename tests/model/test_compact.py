@@ -11,8 +11,8 @@ from torch import nn, optim
 from lightning_prune.model import reach
 from lightning_prune.model.apply import apply_masks_
 from lightning_prune.model.compact import CompactSteps
-from lightning_prune.model.reach import Reach, is_worth_it
 from lightning_prune.model.optimizer import cut_state_, mask_state_
+from lightning_prune.model.reach import Reach, is_worth_it
 
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, 0.01, momentum=0.9, weight_decay=1e-3, nesterov=True),
