@@ -3,7 +3,8 @@
     python -m benchmarks.structured_accuracy --root ../shared/data
 
 A dense network is trained, made smaller and fine-tuned, for equally many steps in all ways. Most ways take channels out
-in one shot; those "in training" in four steps of the fine-tuning's first half; "distilled" adds the dense teacher.
+in one shot; with "least squares" the layers that lose inputs make up for them, on eight training batches, before the
+fine-tuning; those "in training" shrink in four steps of its first half; "distilled" adds the dense teacher.
 `scratch` is the network that ours leaves, initialised anew and trained for as many epochs as dense training and
 fine-tuning take together. Torch-Pruning runs in the environment of the model zoo (benchmarks/README.md). Runs that are
 in the results file are not repeated.
@@ -34,7 +35,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import RESULTS, facts, table
-from lightning_prune import Budget, Channel, Local, Saliency, shrink
+from lightning_prune import Budget, Channel, LeastSquares, Local, Saliency, shrink
 from lightning_prune.examples.networks import LeNet5
 from lightning_prune.model.distillation import distillation_loss
 
@@ -70,11 +71,16 @@ class Residual(nn.Module):
         return F.relu(self.nb(self.b(F.relu(self.na(self.a(x))))) + self.skip(x))
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
-    "LeNet-5": (LeNet5, 30_000, 4, 4),
-    "ResNet-8": (ResNet8, 30_000, 4, 4),
-}
-"""Name -> network, training images, epochs of dense training and of fine-tuning."""
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"LeNet-5": LeNet5, "ResNet-8": ResNet8}
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many training images, and epochs of dense training and of fine-tuning."""
+
+    images: int
+    dense: int
+    more: int
 
 
 def train_(
@@ -135,7 +141,7 @@ def ours(
     tolerance: float = TOLERANCE,
     **settings: Any,
 ) -> None:
-    """Prune channels until the work fits, on eight batches for criteria by gradients."""
+    """Prune channels until the work fits, with eight batches for what asks for data."""
     batches = [(data[0][i : i + BATCH], data[1][i : i + BATCH]) for i in range(0, 8 * BATCH, BATCH)]
 
     def loss(net: nn.Module, batch: Data) -> Tensor:
@@ -207,7 +213,10 @@ class Way:
 
 
 SALIENCY = {"criterion": Saliency()}
+SOLVED = {"solver": LeastSquares(), "reestimate_batch_norm": True}
 WAYS = {
+    "ours, least squares": Way(partial(ours, **SOLVED)),
+    "ours, saliency, least squares": Way(partial(ours, **SALIENCY, **SOLVED)),
     "ours, default": Way(ours),
     "ours, distilled": Way(ours, distilled=True),
     "ours, saliency": Way(partial(ours, **SALIENCY)),
@@ -237,20 +246,19 @@ def load(root: Path, num: int, seed: int, device: str) -> tuple[Data, Data]:
 
 
 def runs(
-    name: str, seed: int, root: Path, ways: list[str], done: set[Key], device: str = "cpu"
+    name: str, seed: int, root: Path, length: Length, ways: list[str], done: set[Key], device: str = "cpu"
 ) -> list[dict[str, Any]]:
     """Return a row for each way and budget that is not done yet."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    make, num, dense_epochs, more_epochs = NETWORKS[name]
     wanted = [(way, budget) for budget in BUDGETS for way in [*ways, "scratch"]]
     wanted = [(way, budget) for way, budget in wanted if (name, way, budget, seed) not in done]
     if not wanted:
         return []
-    data, test = load(root, num, seed, device)
+    data, test = load(root, length.images, seed, device)
     torch.manual_seed(seed)
-    dense = make().to(device)
-    train_(dense, data, dense_epochs, seed)
+    dense = NETWORKS[name]().to(device)
+    train_(dense, data, length.dense, seed)
     full = macs(dense, data[0][:2])
 
     def row(way: str, budget: float, model: nn.Module) -> dict[str, Any]:
@@ -268,9 +276,9 @@ def runs(
             for module in small.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
-            train_(small, data, dense_epochs + more_epochs, seed + 1)
+            train_(small, data, length.dense + length.more, seed + 1)
         else:
-            small = WAYS[way](dense, data, budget, more_epochs, seed)
+            small = WAYS[way](dense, data, budget, length.more, seed)
         rows.append(row(way, budget, small) | {"cpu_seconds": round(time.process_time() - start, 1)})
     return rows
 
@@ -298,7 +306,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with fashion_mnist.npz")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=6000, help="training images, which each seed chooses")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[12, 2], help="of dense training, fine-tuning")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--out", type=Path, default=RESULTS / "structured_accuracy.json")
@@ -310,7 +320,8 @@ def main() -> None:
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     done = {(r["network"], r["way"], r["budget"], r["seed"]) for r in rows}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        args = options.root, options.ways, done, options.device
+        length = Length(options.images, *options.epochs)
+        args = options.root, length, options.ways, done, options.device
         todo = [pool.submit(runs, n, seed, *args) for seed in options.seeds for n in options.networks]
         for future in as_completed(todo):
             for row in future.result():

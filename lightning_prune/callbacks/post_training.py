@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Couples, Criterion, Granularity, Scope, Solver
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
+from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.layerwise import check_solver, solve_
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.reconstruction import reconstruct_
 from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.statistics import needs_loss
 from lightning_prune.model.unfinished import Unfinished
@@ -67,7 +70,8 @@ class PostTrainingPruning(PruningCallback):
         reestimate_batch_norm: whether batch-norm statistics are computed anew on those batches, after pruning.
         report: whether to write `report.json` and `report.md` beside the run.
         budget: for coupled granularities (`Channel`, `Head`), what the smaller model may cost, in place of `sparsity`.
-        solver: how the weights that stay make up for those that go, layer by layer, on the calibration batches.
+        solver: how the weights that stay make up for those that go, layer by layer, on the calibration batches; for
+            channels and heads `LeastSquares()`.
         blocks: for a solver, path of the module whose children run one after the other, as decoder layers do; by
             default the longest such chain, and without one each layer by itself.
         unfinished: the folder that an interrupted pruning has left, to go on from: sums of calibration, rounds, layers
@@ -114,8 +118,8 @@ class PostTrainingPruning(PruningCallback):
         )
         self.num_rounds = checked_rounds(num_rounds, budget=budget)
         self.reestimate_batch_norm = reestimate_batch_norm
-        self.solver, self.blocks = checked_solver(solver, granularity, blocks), blocks
-        self.unfinished = unfinished
+        self.solver = checked_solver(solver, granularity, blocks, num_rounds)
+        self.blocks, self.unfinished = blocks, unfinished
         self._is_tried = False
 
     def describe(self) -> dict[str, str]:
@@ -216,7 +220,7 @@ class PostTrainingPruning(PruningCallback):
             return
         pruner = Pruner(module, self.recipe)
         if self.solver is not None:
-            check_solver(self.solver, pruner, self.num_rounds)
+            check_solver(self.solver, pruner)
 
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
         is_coupled = isinstance(self.recipe.granularity, Couples)
@@ -259,12 +263,19 @@ class PostTrainingPruning(PruningCallback):
             update_ = partial(self._update_, **when)
             prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_, unfinished=unfinished)
             return
-        assert isinstance(self.pruner, Pruner)
         measure()
         self.pruner.choose_(1.0)
-        shown = partial(steps, what=f"{type(self.solver).__name__}, layer by layer")
-        solve_(self.pruner, self.solver, batches, blocks=self.blocks, progress=shown, **how)
-        self.pruner.apply_()
+        how |= {"blocks": self.blocks}
+        how |= {"progress": partial(steps, what=f"{type(self.solver).__name__}, layer by layer")}
+        if isinstance(self.pruner, Pruner):
+            solve_(self.pruner, self.solver, batches, **how)
+            self.pruner.apply_()
+        elif isinstance(self.pruner, GroupPruner):
+            with ExitStack() as undo:
+                rest = {name: how[name] for name in ("forward", "blocks", "progress")}
+                reconstruct_(self.pruner, self.solver, batches, undo, **rest)
+                undo.pop_all()
+            self.pruner.mask_()
         self._note_update(1.0, **when)
 
     def _save(self, trainer: L.Trainer) -> None:

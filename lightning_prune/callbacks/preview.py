@@ -196,7 +196,7 @@ def _expected(
 
     def check(pruner: Pruner) -> None:
         if isinstance(pruning, PostTrainingPruning) and pruning.solver is not None:
-            check_solver(pruning.solver, pruner, pruning.num_rounds)
+            check_solver(pruning.solver, pruner)
 
     return expect(
         module,

@@ -119,7 +119,7 @@ def _check_recipe(pruning: Mapping[str, Any]) -> None:
     elif kind == "post_training":
         check_can_calibrate(values["criterion"])
         check_choice("checkpoint", values["checkpoint"], ("last", "best"))
-        checked_solver(values["solver"], values["granularity"], values["blocks"])
+        checked_solver(values["solver"], values["granularity"], values["blocks"], values["num_rounds"])
 
 
 def _built(node: Any) -> Any:

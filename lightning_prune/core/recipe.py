@@ -15,6 +15,7 @@ from lightning_prune.core.granularities import Layer, Weight
 from lightning_prune.core.patterns import check_patterns
 from lightning_prune.core.scopes.allocations import Fixed
 from lightning_prune.core.scopes.rankings import Global
+from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Couples, Criterion, Granularity, Name, Prescribes, Scope, Shape, Solver
 
 SHRINK = ("end", "update", "never")
@@ -172,20 +173,29 @@ def checked_shrink(
 
 
 def checked_solver(
-    solver: Solver | None, granularity: Granularity | Couples, blocks: str | None = None
+    solver: Solver | None,
+    granularity: Granularity | Couples,
+    blocks: str | None = None,
+    num_rounds: int = 1,
 ) -> Solver | None:
     """Return a solver that fits the granularity.
 
     Raises:
-        ValueError: a granularity that takes pieces out of the model, whose weights no solver sees, or `blocks` that
-            are no path of a module, or are given without a solver.
+        ValueError: one that chooses single weights, where pieces are taken out of the model; whole layers, for which
+            nothing makes up; more than one round; or `blocks` that are no path of a module, or without a solver.
     """
     if blocks is not None and (solver is None or not isinstance(blocks, str)):
         raise ValueError(f"`blocks` is the path of a module, for a solver, but got {blocks!r} for {solver}.")
-    if solver is not None:
-        check_noun("solver", solver, "SparseGPT()", "__call__")
-    if solver is not None and isinstance(granularity, Couples):
+    if solver is None:
+        return None
+    check_noun("solver", solver, "SparseGPT()", "__call__")
+    if num_rounds != 1:
+        raise ValueError(f"`num_rounds` is 1 with a solver, but got {num_rounds}.")
+    if isinstance(granularity, Layer) or (
+        isinstance(granularity, Couples) and not set(needs_of(solver)) <= {"weight", "gram", "mask"}
+    ):
         raise ValueError(
-            f"`solver` is for granularities of single tensors, but got {solver} with {granularity}."
+            "`solver` for channels and heads is one that gives the best values to what stays, LeastSquares(), but got "
+            f"{solver} with {granularity}."
         )
     return solver

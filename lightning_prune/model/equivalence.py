@@ -6,29 +6,26 @@ own, so that nothing is touched before the proof is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 
 from lightning_prune.graph import Choice, Couplings, Plan, Unsolvable
-from lightning_prune.graph.replay import as_if
-from lightning_prune.graph.run import plain_name, tensors_in
-from lightning_prune.graph.sandbox import mode_of_training, plain_kernels, untouched
-from lightning_prune.model.survivors import Survivors
+from lightning_prune.model.probes import Probe, can_tell, says_something, with_noise
+from lightning_prune.model.standins import StandIns
 
 TOLERANCE = 1e-10
 """Largest relative difference in float64. Untrained networks are insensitive: 1e-6 would let wrong slices pass."""
 OWN_TOLERANCE = 1e-4
 """The same where a model runs in its own precision only."""
-LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
-Precision = Mapping[torch.dtype, torch.dtype]
-WIDE: Precision = dict.fromkeys(LOW_PRECISION, torch.float64) | {torch.complex64: torch.complex128}
+
+
+class VacuousProofWarning(UserWarning):
+    """Two models were compared, but any two would have been equal."""
 
 
 def relative_error(
@@ -37,7 +34,8 @@ def relative_error(
     """Return the largest difference between the masked and the small model's outputs, over the largest output.
 
     The masked model has zeros for all that goes. Where a mean or a variance runs over pruned channels, as in layer
-    norm, it is taken over those that survive.
+    norm, it is taken over those that survive. Where the call tells nothing, its inputs all being the same number or
+    its outputs zero, they are also compared with noise on the inputs and on parameters that are all the same number.
 
     Args:
         couplings: of the dense model.
@@ -49,16 +47,36 @@ def relative_error(
     Returns:
         The difference, in [0, inf]; 0.0 is equality. Infinity where shapes differ or values are no numbers.
     """
-    worst = 0.0
-    for args, kwargs in calls or [(couplings.run.args, couplings.run.kwargs)]:
-        precision = WIDE if wide else {}
-        masked = _outputs(
-            couplings, _masked(couplings, choice, precision), {}, args, kwargs, choice, precision
+    if calls:
+        probes = [Probe(args, kwargs) for args, kwargs in calls]
+        return max(_difference(couplings, choice, plan, probe, wide)[0] for probe in probes)
+    own = Probe(couplings.run.args, couplings.run.kwargs)
+    error, tells = _difference(couplings, choice, plan, own, wide)
+    if tells and can_tell(own):
+        return error
+    try:
+        more, tells = _difference(couplings, choice, plan, with_noise(couplings), wide)
+    except Exception:  # a model that takes no other values than its own
+        more = 0.0
+    if not tells:
+        warnings.warn(
+            "The smaller model was compared with the masked one, but on the example call no output of floating-point "
+            "numbers differs from zero, nor with noise on inputs and constant parameters: that proves nothing. Give "
+            "an example whose outputs show what the model computes.",
+            VacuousProofWarning,
+            stacklevel=2,
         )
-        sliced = _sliced(couplings, plan, precision)
-        small = _outputs(couplings, sliced, plan.attributes, args, kwargs, None, precision)
-        worst = max(worst, largest_difference(masked, small))
-    return worst
+    return max(error, more)
+
+
+def _difference(
+    couplings: Couplings, choice: Choice, plan: Plan, probe: Probe, wide: bool
+) -> tuple[float, bool]:
+    """Return the difference on one call, and whether the masked model says anything there."""
+    models = StandIns(couplings, probe.tensors, wide=wide)
+    masked = models.masked(choice, probe.args, probe.kwargs)
+    small = models.small(plan, probe.args, probe.kwargs)
+    return largest_difference(masked, small), says_something(masked)
 
 
 def settle(
@@ -79,6 +97,7 @@ def settle(
         freeze: called with group names and the reason after they were frozen.
 
     Example:
+        >>> from torch import nn
         >>> from lightning_prune.graph import trace
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> couplings = trace(net, (torch.ones(2, 4),))
@@ -152,99 +171,3 @@ def largest_difference(wanted: Sequence[Tensor], other: Sequence[Tensor]) -> flo
             )
             worst = max(worst, found if found == found else float("inf"))
     return worst
-
-
-def _masked(couplings: Couplings, choice: Choice, precision: Precision) -> dict[int, Tensor]:
-    """Return all tensors in float64, with zeros where something goes."""
-    masks = couplings.masks(choice)
-    found = {}
-    for name, (tensor, _) in couplings.record.tensors.items():
-        wide = _converted(tensor.detach(), precision)
-        if name in masks:
-            wide = wide.masked_fill(~masks[name].to(tensor.device), 0)
-        found[id(tensor)] = _like(wide, tensor)
-    return found
-
-
-def _sliced(couplings: Couplings, plan: Plan, precision: Precision) -> dict[int, Tensor]:
-    """Return all tensors in float64, sliced and scaled as planned."""
-    found = {}
-    scales: dict[str, list[Any]] = {}
-    for scale in plan.scales:
-        scales.setdefault(scale.name, []).append(scale)
-    for name, (tensor, _) in couplings.record.tensors.items():
-        wide = _converted(tensor.detach(), precision)
-        for scale in scales.get(name, []):
-            factors = torch.ones(wide.shape[scale.dim], dtype=wide.dtype, device=wide.device)
-            factors[list(scale.indices)] = scale.factor
-            wide = wide * factors.view([-1 if d == scale.dim else 1 for d in range(wide.dim())])
-        for dim, kept in plan.slices.get(name, {}).items():
-            wide = wide.index_select(dim, torch.tensor(kept, device=wide.device))
-        found[id(tensor)] = _like(wide, tensor)
-    return found
-
-
-def _converted(tensor: Tensor, precision: Precision) -> Tensor:
-    return tensor.to(precision.get(tensor.dtype, tensor.dtype))
-
-
-def _like(tensor: Tensor, original: Tensor) -> Tensor:
-    return nn.Parameter(tensor, requires_grad=False) if isinstance(original, nn.Parameter) else tensor
-
-
-def _outputs(
-    couplings: Couplings,
-    tensors: Mapping[int, Tensor],
-    attributes: Mapping[str, Mapping[str, Any]],
-    args: Any,
-    kwargs: Any,
-    choice: Choice | None,
-    precision: Precision,
-) -> list[Tensor]:
-    """Run the model with other tensors and return those of its output."""
-    run = couplings.run
-    args, kwargs = tree_map_only(
-        Tensor, lambda t: _converted(t.detach().clone(), precision), (args, dict(kwargs))
-    )
-    with ExitStack() as stack:
-        stack.enter_context(untouched(run.model))
-        stack.enter_context(plain_kernels())
-        stack.enter_context(mode_of_training(run.model, False))
-        if precision:
-            stack.enter_context(_default_dtype(torch.float64))
-        stack.enter_context(as_if(run.paths, tensors, attributes))
-        if precision:
-            stack.enter_context(_Wide())  # type: ignore[no-untyped-call]
-        if choice is not None:
-            stack.enter_context(Survivors(couplings, choice))
-        return list(tensors_in(run.model(*args, **kwargs)))
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-class _Wide(TorchDispatchMode):
-    """Turns requests for lower precision, which some models make for their norms, into float64."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        kwargs |= {name: WIDE[kwargs[name]] for name in ("dtype", "out_dtype") if kwargs.get(name) in WIDE}
-        if plain_name(func) == "_grouped_mm" and args[0].dtype == torch.float64:
-            return _grouped_mm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _grouped_mm(rows: Tensor, matrices: Tensor, offs: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Multiply sorted rows (n, k) by the matrices (experts, k, m) of their experts; torch's own takes no float64."""
-    sizes = offs.diff(prepend=offs.new_zeros(1)).tolist()
-    pieces = [r @ m for r, m in zip(rows.split([*sizes, len(rows) - sum(sizes)])[:-1], matrices, strict=True)]
-    return torch.cat([*pieces, rows.new_zeros(len(rows) - sum(sizes), matrices.shape[-1])])

@@ -139,6 +139,10 @@ class GroupPruner(Masked):
         self.choose_(fraction)
         if self.choice and not self._is_proved:
             self._prove(fraction)
+        self.mask_()
+
+    def mask_(self) -> None:
+        """Mask what the present choice removes."""
         self.masks = self._masks()
         self.apply_()
 

@@ -24,15 +24,12 @@ T = TypeVar("T")
 Progress = Callable[[Iterable[T]], Iterable[T]]
 
 
-def check_solver(solver: Solver, pruner: Pruner, num_rounds: int = 1) -> dict[Name, Matrix]:
+def check_solver(solver: Solver, pruner: Pruner) -> dict[Name, Matrix]:
     """Return the matrices of a pruner's targets.
 
     Raises:
-        ValueError: a layer that no solver knows, more than one round, or a solver that chooses single weights for
-            another granularity.
+        ValueError: a layer that no solver knows, or a solver that chooses single weights for another granularity.
     """
-    if num_rounds != 1:
-        raise ValueError(f"`num_rounds` is 1 with a solver, but got {num_rounds}.")
     if "quota" in needs_of(solver) and pruner.granularity != Weight():
         raise ValueError(
             f"`solver` {solver} chooses single weights, but got {pruner.granularity}: use LeastSquares."
@@ -131,11 +128,8 @@ def _solve_one_(
     gradients: Tensor | None = None,
 ) -> None:
     """Solve for one layer by what its inputs or its gradients say."""
-    known = gram if gram is not None else gradients
-    assert known is not None
-    if not bool(known.isfinite().all()):
-        what = "inputs" if gradients is None else "gradients"
-        raise ValueError(f"`{name}` has {what} that are infinite or NaN on calibration data.")
+    if gradients is not None and not bool(gradients.isfinite().all()):
+        raise ValueError(f"`{name}` has gradients that are infinite or NaN on calibration data.")
     parameter = pruner.targets[name]
     weight = matrix.to_matrix(parameter.detach().float())
     mask = matrix.to_matrix(pruner.masks[name]) if name in pruner.masks else torch.ones_like(weight).bool()

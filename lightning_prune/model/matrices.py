@@ -40,20 +40,28 @@ def matrix_of(model: nn.Module, name: Name, parameter: nn.Parameter) -> Matrix:
     Raises:
         ValueError: it is not the weight of one linear layer or ungrouped 2d convolution.
     """
-    owners = owners_of(model, parameter)
-    module, key = owners[0]
-    if len(owners) == 1 and key == "weight":
-        if isinstance(module, nn.Linear):
-            return Matrix(module, _same, _same, lambda x: x.flatten(0, -2))
-        if is_transformers_conv1d(module):
-            return Matrix(module, Tensor.t, Tensor.t, lambda x: x.flatten(0, -2))
-        if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
-            return _convolution(module)
-    kinds = ", ".join(type(owner).__name__ for owner, _ in owners)
+    if (found := find_matrix(model, parameter)) is not None:
+        return found
+    kinds = ", ".join(type(owner).__name__ for owner, _ in owners_of(model, parameter))
     raise ValueError(
         "`solver` solves for linear layers and ungrouped 2d convolutions that hold a weight of their own, but "
         f"`{name}` belongs to {kinds}: exclude it."
     )
+
+
+def find_matrix(model: nn.Module, parameter: nn.Parameter) -> Matrix | None:
+    """Return what `matrix_of` does, or None where the parameter is not such a weight."""
+    owners = owners_of(model, parameter)
+    module, key = owners[0]
+    if len(owners) != 1 or key != "weight":
+        return None
+    if isinstance(module, nn.Linear):
+        return Matrix(module, _same, _same, lambda x: x.flatten(0, -2))
+    if is_transformers_conv1d(module):
+        return Matrix(module, Tensor.t, Tensor.t, lambda x: x.flatten(0, -2))
+    if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
+        return _convolution(module)
+    return None
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -118,7 +126,7 @@ class Grams:
         """Return the matrix of one layer, over all processes.
 
         Raises:
-            ValueError: nothing flowed into it.
+            ValueError: nothing flowed into it, or what is no number.
         """
         if name not in self.totals:
             raise ValueError(
@@ -127,4 +135,6 @@ class Grams:
         total = self.totals.pop(name)
         if is_distributed():
             torch.distributed.all_reduce(total)
+        if not bool(total.isfinite().all()):
+            raise ValueError(f"`{name}` has inputs that are infinite or NaN on calibration data.")
         return total

@@ -68,14 +68,14 @@ def prune(
     """
     pruner = Pruner(model, Recipe(sparsity, criterion, granularity, scope, include, exclude))
     rounds = checked_rounds(num_rounds)
-    checked_solver(solver, granularity, blocks)
+    checked_solver(solver, granularity, blocks, num_rounds)
     if batches is not None and (num_rounds > 1 or solver is not None):
         batches = list(batches)
     measure = partial(calibrate, pruner.statistics, model, batches, forward=forward, loss=loss)
     if solver is None:
         prune_in_rounds_(pruner, rounds, measure)
         return pruner.masks
-    check_solver(solver, pruner, num_rounds)
+    check_solver(solver, pruner)
     measure()
     pruner.choose_(1.0)
     solve_(pruner, solver, batches, forward=forward, loss=loss, blocks=blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -13,15 +14,16 @@ from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Channel, Head, Layer
 from lightning_prune.core.masks import sparsity_of
-from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.recipe import Recipe, checked_solver
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.types import Couples, Criterion, Name, Scope
+from lightning_prune.core.types import Couples, Criterion, Name, Scope, Solver
 from lightning_prune.graph import Plan
-from lightning_prune.model.calibration import calibrate
+from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.calls import Call, call_of
 from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.reconstruction import reconstruct_
 from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.targets import Pattern
 from lightning_prune.report.data import Group
@@ -93,6 +95,9 @@ def shrink(
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     optimizers: Iterable[Optimizer] = (),
     copies: Iterable[nn.Module] = (),
+    solver: Solver | None = None,
+    blocks: str | None = None,
+    reestimate_batch_norm: bool = False,
 ) -> Plan:
     """Take channels, heads or layers out of a model, with all that is coupled to them, in place and in one shot.
 
@@ -116,6 +121,11 @@ def shrink(
         loss: (model, batch) -> scalar, for criteria by gradients.
         optimizers: whose state is cut alike.
         copies: averages of the model's weights, which are cut alike.
+        solver: how the weights that stay make up for those that go, layer by layer: `LeastSquares()`; it needs
+            `batches`. `copies` are cut, and not solved for.
+        blocks: for a solver, path of the module whose children run one after the other, as decoder layers do; by
+            default the longest such chain, and without one each layer by itself.
+        reestimate_batch_norm: whether batch-norm statistics are computed anew on `batches`, after pruning.
 
     Returns:
         What was done: printable, and the record with which the smaller model is built again.
@@ -131,12 +141,23 @@ def shrink(
         {'0.weight': (32, 16)} Linear(in_features=16, out_features=2, bias=True)
     """
     recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
+    checked_solver(solver, granularity, blocks)
+    batches = list(batches) if batches is not None else None
+    if reestimate_batch_norm and not batches:
+        raise ValueError("`batches` is calibration data, which batch norms need, but got none.")
     pruner = pruner_of(model, recipe, call_of(model, example))
     assert not isinstance(pruner, Pruner)
     if batches is not None or not isinstance(granularity, Layer):  # blocks are judged by the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
     pruner.choose_(1.0)
-    plan = pruner.shrink_(optimizers, copies)
+    with ExitStack() as undo:
+        if solver is not None:
+            assert isinstance(pruner, GroupPruner)
+            reconstruct_(pruner, solver, batches, undo, forward=forward, blocks=blocks)
+        plan = pruner.shrink_(optimizers, copies)
+        undo.pop_all()
+    if reestimate_batch_norm:
+        reestimate_batch_norm_(model, batches or (), forward=forward)
     if missed := shortfall(pruner):
         warnings.warn(missed, stacklevel=2)
     return plan

@@ -1,5 +1,7 @@
 """Solvers after training, by the callback: the module's own steps calibrate, and the report says what was done."""
 
+import copy
+
 import pytest
 import torch
 from lightning import Callback
@@ -8,12 +10,14 @@ from torch.nn import functional as F
 from lightning_prune import (
     OBD,
     Channel,
+    LeastSquares,
     Local,
     NofM,
     PostTrainingPruning,
     Saliency,
     SparseGPT,
     WoodFisher,
+    load_pruned,
     prune,
 )
 from lightning_prune.core.quotas import Quota
@@ -54,7 +58,7 @@ def test_a_checkpoint_is_pruned_without_training(tmp_path):
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path):
     with pytest.raises(
-        ValueError, match="`solver` is for granularities of single tensors, but got .* Channel"
+        ValueError, match=r"`solver` for channels .* LeastSquares\(\), but got SparseGPT.* Channel"
     ):
         PostTrainingPruning(0.5, granularity=Channel(), solver=SparseGPT())
 
@@ -147,3 +151,20 @@ def test_frozen_weights_have_gradients_while_it_calibrates(options, frozen, tmp_
         assert torch.equal(weight, found.get_parameter(name))
         assert found.get_parameter(name).requires_grad is (name.split(".")[0] not in frozen)
         assert found.get_parameter(name).grad is None
+
+
+def test_channels_are_made_up_for_and_the_checkpoint_loads(tmp_path):
+    dense = Toy()
+    trainer(max_epochs=8, default_root_dir=tmp_path).fit(dense, data(), data())
+    losses = {}
+    for name, chosen in (("cut", None), ("solved", LeastSquares())):
+        granularity = Channel(multiple_of=1)
+        callback = PostTrainingPruning(0.3, granularity=granularity, solver=chosen, report=False)
+        module = copy.deepcopy(dense)
+        module.train_dataloader, module.val_dataloader = data, data
+        callback.run(trainer(callback, default_root_dir=tmp_path / name), module)
+        losses[name] = callback.metrics_after["val/loss"]
+        again = load_pruned(Toy, callback.path)
+        assert all(torch.equal(again.state_dict()[n], t) for n, t in module.state_dict().items())
+        assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in dense.parameters())
+    assert losses["solved"] < losses["cut"]

@@ -46,6 +46,10 @@ def best_values(weight: Tensor, quadratic: Tensor, mask: Tensor) -> Tensor:
     wide, is_shared = weight.to(quadratic.dtype), quadratic.dim() == 2
     goals = wide @ quadratic if is_shared else (quadratic @ wide[..., None])[..., 0]
     solved, size = torch.zeros_like(goals), max(1, CHUNK // quadratic.shape[-1] ** 2)
+    if is_shared and bool((mask == mask[:1]).all()):  # whole inputs go: one system for all rows
+        kept = mask[0]
+        solved[:, kept] = torch.linalg.solve(quadratic[kept][:, kept], goals[:, kept].t()).t()
+        return solved.to(weight.dtype)
     for rows in torch.arange(len(weight), device=weight.device).split(size):
         kept = mask[rows].to(quadratic.dtype)
         own = quadratic if is_shared else quadratic[rows]
