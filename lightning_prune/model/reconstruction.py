@@ -122,7 +122,7 @@ def reconstruct_(
 
 def readers_of(pruner: GroupPruner) -> dict[Name, Reader]:
     """Return the linear layers and ungrouped 2d convolutions that lose inputs by a pruner's choice."""
-    found, norms = {}, _norms_behind(pruner.couplings.record)
+    found, means = {}, _means_behind(pruner.couplings.record)
     for name, mask in pruner.couplings.masks(pruner.choice).items():
         weight = pruner.targets.get(name)
         matrix = find_matrix(pruner.model, weight) if weight is not None else None
@@ -130,23 +130,30 @@ def readers_of(pruner: GroupPruner) -> dict[Name, Reader]:
             continue
         kept = matrix.to_matrix(mask).any(0).to(weight.device)
         if not bool(kept.all()):
-            bias, norm = matrix.module.bias, norms.get(matrix.module)
-            is_own = isinstance(bias, nn.Parameter) and len(owners_of(pruner.model, bias)) == 1
-            mean = norm.running_mean if bias is None and norm is not None else None
-            found[name] = Reader(weight, matrix, kept, bias if is_own else None, mean)
+            bias = getattr(matrix.module, "bias", None)
+            mean = means.get(matrix.module) if bias is None else None
+            found[name] = Reader(weight, matrix, kept, _own(pruner.model, bias), mean)
     return found
 
 
-def _norms_behind(record: Record) -> dict[nn.Module, _BatchNorm]:
-    """Return the batch norm behind each layer whose output nothing else reads."""
+def _own(model: nn.Module, bias: object) -> nn.Parameter | None:
+    """Return a bias that one layer has for itself."""
+    return bias if isinstance(bias, nn.Parameter) and len(owners_of(model, bias)) == 1 else None
+
+
+def _means_behind(record: Record) -> dict[nn.Module, Tensor]:
+    """Return the running mean of the batch norm behind each layer whose output nothing else reads."""
     times = Counter(id(tensor) for op in record.ops for tensor, _ in op.inputs)
     made: dict[int, nn.Module] = {}
     for call in record.calls:  # inner modules return before those that they are a part of
         made.setdefault(id(call.output), call.module)
     return {
-        made[id(call.input)]: call.module
+        made[id(call.input)]: call.module.running_mean
         for call in record.calls
-        if isinstance(call.module, _BatchNorm) and times[id(call.input)] == 1 and id(call.input) in made
+        if isinstance(call.module, _BatchNorm)
+        and isinstance(call.module.running_mean, Tensor)
+        and times[id(call.input)] == 1
+        and id(call.input) in made
     }
 
 

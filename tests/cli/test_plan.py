@@ -189,7 +189,6 @@ def test_a_checkpoint_is_pruned_exactly_as_foretold(tmp_path):
                 "network.features.7",
             ],
         ),
-        (["pruning=sparsegpt", "pruning.num_rounds=3"], ["`num_rounds` is 1 with a solver, but got 3."]),
         (["pruning=heads"], ["finds nothing to prune", "Frozen are"]),
         (["pruning=rewinding", "pruning.epoch=2"], ["`epoch` is one of the first training's 2, but got 2."]),
         (
@@ -211,6 +210,11 @@ def test_what_stands_in_the_way_is_told(tmp_path, overrides, told, capsys):
     assert "TROUBLE" in shown
     if found["cost_after"] is None:  # then nothing is foretold either
         assert found["updates"] == [] and "Layers, as expected" not in shown
+
+
+def test_rounds_of_a_solver_are_refused_at_once(tmp_path):
+    with pytest.raises(cli.SettingsError, match="`num_rounds` is 1 with a solver, but got 3"):
+        plan(tmp_path, "pruning=sparsegpt", "pruning.num_rounds=3")
 
 
 def test_layers_that_would_die_are_named_and_strict_counts_them(tmp_path):
