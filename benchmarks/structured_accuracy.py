@@ -245,20 +245,40 @@ def load(root: Path, num: int, seed: int, device: str) -> tuple[Data, Data]:
     return data, (test[0].to(device), test[1].to(device))
 
 
+def dense_network(name: str, seed: int, data: Data, epochs: int, cache: Path | None) -> nn.Module:
+    """Return the dense network, trained or as it was trained before."""
+    file = cache / f"{name}-{seed}-{len(data[0])}-{epochs}.pt" if cache else None
+    torch.manual_seed(seed)
+    dense = NETWORKS[name]().to(data[0].device)
+    if file is not None and file.is_file():
+        dense.load_state_dict(torch.load(file, weights_only=True))
+        return dense
+    train_(dense, data, epochs, seed)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dense.state_dict(), file)
+    return dense
+
+
 def runs(
-    name: str, seed: int, root: Path, length: Length, ways: list[str], done: set[Key], device: str = "cpu"
+    name: str,
+    seed: int,
+    root: Path,
+    length: Length,
+    ways: list[str],
+    done: set[Key],
+    device: str,
+    cache: Path | None,
 ) -> list[dict[str, Any]]:
     """Return a row for each way and budget that is not done yet."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    wanted = [(way, budget) for budget in BUDGETS for way in [*ways, "scratch"]]
+    wanted = [(way, budget) for budget in BUDGETS for way in ways]
     wanted = [(way, budget) for way, budget in wanted if (name, way, budget, seed) not in done]
     if not wanted:
         return []
     data, test = load(root, length.images, seed, device)
-    torch.manual_seed(seed)
-    dense = NETWORKS[name]().to(device)
-    train_(dense, data, length.dense, seed)
+    dense = dense_network(name, seed, data, length.dense, cache)
     full = macs(dense, data[0][:2])
 
     def row(way: str, budget: float, model: nn.Module) -> dict[str, Any]:
@@ -296,7 +316,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 share = statistics.mean(r["macs"] for r in found) if found else 0.0
                 text = f"{statistics.mean(values):.2f} ± {spread:.2f} ({share:.0%})" if values else ""
                 line[f"{budget:.0%} of the MACs"] = text
-            lines.append(line)
+            if any(list(line.values())[2:]):
+                lines.append(line)
     return table(lines)
 
 
@@ -310,7 +331,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs=2, default=[12, 2], help="of dense training, fine-tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ways", nargs="+", default=[*WAYS, "scratch"], choices=[*WAYS, "scratch"])
+    parser.add_argument("--cache", type=Path, help="folder for dense networks, to go on from")
     parser.add_argument("--out", type=Path, default=RESULTS / "structured_accuracy.json")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
@@ -321,7 +343,7 @@ def main() -> None:
     done = {(r["network"], r["way"], r["budget"], r["seed"]) for r in rows}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         length = Length(options.images, *options.epochs)
-        args = options.root, length, options.ways, done, options.device
+        args = options.root, length, options.ways, done, options.device, options.cache
         todo = [pool.submit(runs, n, seed, *args) for seed in options.seeds for n in options.networks]
         for future in as_completed(todo):
             for row in future.result():
