@@ -27,11 +27,15 @@ SLOW = "global_unstructured"
 
 
 def keep_top(weights: list[Tensor], num_keep: int) -> list[Tensor]:
+    """As a pruner does it: scores are computed when they are read."""
+    from lightning_prune.core.criteria.weights import Magnitude
+    from lightning_prune.core.granularities import Weight
+    from lightning_prune.core.scoring import group_scores
     from lightning_prune.core.selection import keep_top
-    from lightning_prune.core.types import LazyScores
 
     shapes = {str(i): tuple(w.shape) for i, w in enumerate(weights)}
-    masks = keep_top(LazyScores(shapes, lambda name: weights[int(name)].abs()), num_keep)
+    stats = {name: {"weight": w} for name, w in zip(shapes, weights, strict=True)}
+    masks = keep_top(group_scores(stats, shapes, criterion=Magnitude(), granularity=Weight()), num_keep)
     return list(masks.values())
 
 
@@ -165,14 +169,14 @@ def main() -> None:
     )
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--sizes", nargs="+", type=float, default=[1e7, 1e8], help="numbers of weights, all ways"
+        "--sizes", nargs="*", type=float, default=[1e7, 1e8], help="numbers of weights, all ways"
     )
     parser.add_argument(
         "--growth",
         nargs="*",
         type=float,
-        default=[1e6, 3e6, 3e7, 3e8],
-        help="more numbers, ours alone; up to 1e9",
+        default=[1e6, 3e6, 3e7, 3e8, 1e9],
+        help="more numbers, ours alone; 1e9 take 5 GB",
     )
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--repeats", type=int, default=5)

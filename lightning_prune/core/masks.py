@@ -9,17 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from lightning_prune.core.types import (
-    Criterion,
-    Granularity,
-    LazyScores,
-    Masks,
-    Name,
-    Scope,
-    Scores,
-    Shape,
-    Stats,
-)
+from lightning_prune.core.types import Granularity, Masks, Name, Scope, Scores, Shape
 
 
 class PackedMask(TypedDict):
@@ -49,56 +39,6 @@ def compute_masks(
                 [False, False]])}
     """
     return {name: granularity.expand(mask, shapes[name]) for name, mask in scope(scores, sparsity).items()}
-
-
-def group_scores(
-    stats: Mapping[Name, Stats],
-    shapes: Mapping[Name, Shape],
-    *,
-    criterion: Criterion,
-    granularity: Granularity,
-) -> LazyScores:
-    """Return the scores of all groups, computed when they are read.
-
-    Args:
-        stats: for each parameter what `criterion` asks for; it may be a lazy mapping as well.
-        shapes: of the weights.
-        criterion: statistics -> scores of weights.
-        granularity: scores of weights -> scores of groups.
-
-    Raises:
-        ValueError: (when read) a criterion returns scores that do not have the shape of the weight.
-    """
-
-    def compute(name: Name) -> Tensor:
-        scores: Tensor = criterion(**stats[name])
-        if tuple(scores.shape) != tuple(shapes[name]):
-            raise ValueError(
-                f"`criterion` returns scores of the weight's shape, {tuple(shapes[name])} for `{name}`, "
-                f"but got {tuple(scores.shape)} from {criterion}."
-            )
-        return granularity.reduce(scores.detach())
-
-    return LazyScores(group_shapes(shapes, granularity), compute)
-
-
-def group_shapes(shapes: Mapping[Name, Shape], granularity: Granularity) -> dict[Name, Shape]:
-    """Return the shape of each parameter's group scores; nothing is computed."""
-    return {
-        n: tuple(granularity.reduce(torch.empty(shape, device="meta")).shape) for n, shape in shapes.items()
-    }
-
-
-def without_pruned(scores: LazyScores, masks: Mapping[Name, Tensor], granularity: Granularity) -> LazyScores:
-    """Rank groups that `masks` have removed below all others, so that what is pruned stays pruned."""
-
-    def compute(name: Name) -> Tensor:
-        found = scores[name]
-        if name not in masks:
-            return found
-        return found.masked_fill(granularity.reduce(masks[name].to(found.dtype)) == 0, -math.inf)
-
-    return LazyScores(scores.shapes, compute, scores.across)
 
 
 def sparsity_of(masks: Mapping[Name, Tensor]) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.core.across import total_of
 from lightning_prune.core.keys import Bracket, key_of
-from lightning_prune.core.types import Scores, across_of, shapes_of
+from lightning_prune.core.types import Scores, across_of, pieces_of, shapes_of
 
 NUM_SAMPLES = 1 << 17
 MARGIN = 4.0  # of the bracket around the sample's estimate, in standard deviations
@@ -17,20 +17,21 @@ MARGIN = 4.0  # of the bracket around the sample's estimate, in standard deviati
 
 def sample_of(scores: Scores, stride: int) -> tuple[Tensor, torch.dtype]:
     """Return every `stride`-th score of all, descending, and the dtype that holds each score exactly."""
-    parts, start, dtype, num_nan = list[Tensor](), 0, torch.float32, list[int]()
+    total = sum(math.prod(shape) for shape in shapes_of(scores).values())
+    # one buffer: small tensors that stay, made between large ones that go, leave memory in pieces that nobody can use
+    sample, place = torch.empty(total // stride + 1, dtype=torch.float64), 0
+    start, dtype, num_nan = 0, torch.float32, dict.fromkeys(scores, 0)
     for name in scores:
-        part, size = _sample_one(scores[name], start, stride, num_nan)
-        dtype = torch.promote_types(dtype, part.dtype)
-        parts.append(part.double())
-        start = (start - size) % stride
-    refuse_nan(scores, num_nan)
-    return torch.cat(parts).sort(descending=True).values, dtype
-
-
-def _sample_one(tensor: Tensor, start: int, stride: int, num_nan: list[int]) -> tuple[Tensor, int]:
-    # a function of its own, as others below: when it returns, the scores are gone before the next ones are computed
-    num_nan.append(num_nan_of(tensor))
-    return tensor.reshape(-1)[start::stride].to("cpu", copy=True), tensor.numel()
+        for piece in pieces_of(scores, name):
+            chosen = piece.reshape(-1)[start::stride]
+            sample[place : place + len(chosen)] = chosen
+            place += len(chosen)
+            dtype = torch.promote_types(dtype, piece.dtype)
+            start = (start - piece.numel()) % stride
+            num_nan[name] += num_nan_of(piece)
+            del piece, chosen  # gone before the next one is computed
+    refuse_nan(scores, list(num_nan.values()))
+    return sample[:place].sort(descending=True).values, dtype
 
 
 def guess(sample: Tensor, share: float, is_exact: bool, bounds: Bracket, dtype: torch.dtype) -> Bracket:

@@ -12,7 +12,7 @@ score leaves its own: each of them finds its part of the exact answer for the wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from lightning_prune.core import sampling
 from lightning_prune.core.across import shared_ties, widest
 from lightning_prune.core.keys import Bracket, key_of, keys_of, value_of
 from lightning_prune.core.sampling import guess, num_nan_of, refuse_nan, sample_of
-from lightning_prune.core.types import Masks, Name, Scores, across_of, shapes_of
+from lightning_prune.core.types import Masks, Name, Scores, Shape, across_of, pieces_of, shapes_of
 
 CHUNK = 1 << 18  # scores read at a time on CPU: they stay in cache between one operation and the next
 
@@ -49,7 +49,7 @@ def keep_top(scores: Scores, num_keep: int) -> Masks:
     if not 0 <= num_keep <= total:
         raise ValueError(f"`num_keep` is a number of scores, in [0, {total}], but got {num_keep}.")
     if num_keep in (0, total):
-        refuse_nan(scores, [num_nan_of(scores[name]) for name in scores])
+        refuse_nan(scores, [sum(map(num_nan_of, pieces_of(scores, name))) for name in scores])
         return {name: _constant(scores[name], num_keep > 0) for name in scores}
     return _masks(scores, _find_cut(scores, num_keep, total))
 
@@ -122,17 +122,17 @@ def _find_cut(scores: Scores, num_keep: int, total: int) -> _Cut:
 def _count(scores: Scores, bracket: Bracket, dtype: torch.dtype) -> tuple[int, Tensor]:
     """Count the scores above a bracket, and those in each of its bins."""
     histogram = torch.zeros(bracket.num_bins, dtype=torch.int64)
-    num_above = sum(_count_one(scores[name], bracket, dtype, histogram) for name in scores)
+    num_above = sum(_count_one(pieces_of(scores, name), bracket, dtype, histogram) for name in scores)
     if (across := across_of(scores)) is None:
         return num_above, histogram
     summed = across.sum(torch.cat([histogram, histogram.new_tensor([num_above])]))
     return int(summed[-1]), summed[:-1]
 
 
-def _count_one(tensor: Tensor, bracket: Bracket, dtype: torch.dtype, histogram: Tensor) -> int:
+def _count_one(pieces: Iterable[Tensor], bracket: Bracket, dtype: torch.dtype, histogram: Tensor) -> int:
     """Return how many scores are above the bracket; add those inside to the histogram."""
     num_above, low, high = 0, value_of(bracket.low, dtype), value_of(bracket.high, dtype)
-    for values in _chunks(tensor, dtype):
+    for values in _chunks(pieces, dtype):
         above, inside = values > high, values >= low
         num_above += int(torch.count_nonzero(above))
         inside ^= above
@@ -146,31 +146,43 @@ def _count_one(tensor: Tensor, bracket: Bracket, dtype: torch.dtype, histogram: 
 
 def _masks(scores: Scores, cut: _Cut) -> Masks:
     if (across := across_of(scores)) is not None and cut.num_ties < cut.num_equal:
-        shares = shared_ties(across, [_num_equal(scores[name], cut) for name in scores], cut.num_ties)
+        equal = [_num_equal(pieces_of(scores, name), cut) for name in scores]
+        shares = shared_ties(across, equal, cut.num_ties)
         return {
-            name: _mask_one(scores[name], cut, share)[0] for name, share in zip(scores, shares, strict=True)
+            name: _mask_one(pieces_of(scores, name), None, cut, share)[0]
+            for name, share in zip(scores, shares, strict=True)
         }
     left, masks = cut.num_ties, dict[Name, Tensor]()
-    for name in scores:
-        masks[name], left = _mask_one(scores[name], cut, left)
+    for name, shape in shapes_of(scores).items():
+        own = shape if across is None else None
+        masks[name], left = _mask_one(pieces_of(scores, name), own, cut, left)
     return masks
 
 
-def _num_equal(tensor: Tensor, cut: _Cut) -> int:
-    return sum(int(torch.count_nonzero(values == cut.threshold)) for values in _chunks(tensor, cut.dtype))
+def _num_equal(pieces: Iterable[Tensor], cut: _Cut) -> int:
+    return sum(int(torch.count_nonzero(values == cut.threshold)) for values in _chunks(pieces, cut.dtype))
 
 
-def _mask_one(tensor: Tensor, cut: _Cut, left: int) -> tuple[Tensor, int]:
-    """Return a mask with the first `left` ties kept, and how many are left then."""
-    mask = torch.empty(tensor.shape, dtype=torch.bool, device=tensor.device)
+def _mask_one(pieces: Iterable[Tensor], shape: Shape | None, cut: _Cut, left: int) -> tuple[Tensor, int]:
+    """Return a mask with the first `left` ties kept, and how many are left; no shape is that of the only piece."""
+    marks, start = None, 0
     compare = torch.ge if cut.num_ties == cut.num_equal else torch.gt
-    threshold = torch.tensor(cut.threshold, dtype=cut.dtype, device=tensor.device)
-    for values, marks in zip(_chunks(tensor, cut.dtype), _chunks(mask, torch.bool), strict=True):
-        compare(values, threshold, out=marks)
-        if compare is torch.gt and left:
-            ties = (values == threshold).nonzero().view(-1)[:left]
-            marks[ties] = True
-            left -= ties.numel()
+    for piece in pieces:
+        if marks is None:
+            mask = torch.empty(piece.shape if shape is None else shape, dtype=torch.bool, device=piece.device)
+            marks, threshold = (
+                mask.view(-1),
+                torch.tensor(cut.threshold, dtype=cut.dtype, device=piece.device),
+            )
+        for values in _chunks((piece,), cut.dtype):
+            here = marks[start : start + values.numel()]
+            start += values.numel()
+            compare(values, threshold, out=here)
+            if compare is torch.gt and left:
+                ties = (values == threshold).nonzero().view(-1)[:left]
+                here[ties] = True
+                left -= ties.numel()
+    assert marks is not None
     return mask, left
 
 
@@ -178,8 +190,9 @@ def _constant(scores: Tensor, value: bool) -> Tensor:
     return torch.full(scores.shape, value, dtype=torch.bool, device=scores.device)
 
 
-def _chunks(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield a tensor in flat pieces of a dtype: of `CHUNK` entries on CPU, whole elsewhere."""
-    flat = tensor.reshape(-1)
-    for part in torch.split(flat, CHUNK) if flat.device.type == "cpu" else (flat,):
-        yield part.to(dtype)
+def _chunks(pieces: Iterable[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield pieces flat and in a dtype: at most `CHUNK` entries at a time on CPU, whole elsewhere."""
+    for piece in pieces:
+        flat = piece.reshape(-1)
+        for part in torch.split(flat, CHUNK) if flat.device.type == "cpu" else (flat,):
+            yield part.to(dtype)

@@ -6,7 +6,8 @@ is kept; a mask is boolean, True is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
@@ -74,17 +75,27 @@ class LazyScores(Mapping[Name, "Tensor"]):
         compute: name -> scores; it returns the same values each time.
         across: the processes, where `compute` returns the part of the scores that lies on this one; `shapes` are those
             of the whole.
+        pieces: name -> the same scores in their flat order, piece by piece, where they need not be there at once.
     """
 
     def __init__(
-        self, shapes: Mapping[Name, Shape], compute: Callable[[Name], Tensor], across: Across | None = None
+        self,
+        shapes: Mapping[Name, Shape],
+        compute: Callable[[Name], Tensor],
+        across: Across | None = None,
+        pieces: Callable[[Name], Iterable[Tensor]] | None = None,
     ) -> None:
         self.shapes, self._compute, self.across = dict(shapes), compute, across
+        self._pieces = pieces if across is None else None
 
     def __getitem__(self, name: Name) -> Tensor:
         if name not in self.shapes:
             raise KeyError(name)
         return self._compute(name)
+
+    def pieces(self, name: Name) -> Iterable[Tensor]:
+        """Return the scores of a parameter in their flat order, in one piece or in several."""
+        return (self[name],) if self._pieces is None else self._pieces(name)
 
     def __iter__(self) -> Iterator[Name]:
         return iter(self.shapes)
@@ -127,10 +138,16 @@ def across_of(scores: Scores) -> Across | None:
     return scores.across if isinstance(scores, LazyScores) else None
 
 
+def pieces_of(scores: Scores, name: Name) -> Iterable[Tensor]:
+    """Return the scores of a parameter in their flat order; those of a lazy one are not there all at once."""
+    return scores.pieces(name) if isinstance(scores, LazyScores) else (scores[name],)
+
+
 def some_of(scores: Scores, *names: Name) -> LazyScores:
     """Return the scores of some parameters, still lazy, and still parts where they are."""
     shapes = shapes_of(scores)
-    return LazyScores({name: shapes[name] for name in names}, scores.__getitem__, across_of(scores))
+    pieces = partial(pieces_of, scores)
+    return LazyScores({name: shapes[name] for name in names}, scores.__getitem__, across_of(scores), pieces)
 
 
 class Schedule(Protocol):

@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.granularities import Weight
-from lightning_prune.core.masks import PackedMask, group_scores, pack, unpack
+from lightning_prune.core.masks import PackedMask, pack, unpack
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scoring import group_scores
 from lightning_prune.core.types import GroupScores, Masks, Name
 from lightning_prune.graph import Choice, Plan, trace
 from lightning_prune.graph.groups import Places

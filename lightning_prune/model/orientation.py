@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 
 from torch import Tensor, nn
 
-from lightning_prune.core.types import LazyScores, Masks, Name, Scope, Scores, Shape, across_of, shapes_of
+from lightning_prune.core.types import (
+    LazyScores,
+    Masks,
+    Name,
+    Scope,
+    Scores,
+    Shape,
+    across_of,
+    pieces_of,
+    shapes_of,
+)
 from lightning_prune.model.activations import owners_of
 from lightning_prune.model.layouts import is_transformers_conv1d
 
@@ -31,9 +42,14 @@ class Oriented:
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         """Return the masks of the scope, each as its weight lies."""
         shapes, across = self.shapes(shapes_of(scores)), across_of(scores)
-        seen = LazyScores(shapes, lambda name: self.turn(name, scores[name]), across)
+        seen = LazyScores(
+            shapes, lambda name: self.turn(name, scores[name]), across, partial(self._pieces, scores)
+        )
         masks = self.scope(seen, sparsity)
         return {name: self.turn(name, mask).contiguous() for name, mask in masks.items()}
+
+    def _pieces(self, scores: Scores, name: Name) -> Iterable[Tensor]:
+        return (self.turn(name, scores[name]),) if name in self.turned else pieces_of(scores, name)
 
     def turn(self, name: Name, tensor: Tensor) -> Tensor:
         """Return a tensor of a weight's shape the other way round, where the weight lies so."""

@@ -14,14 +14,12 @@ from lightning_prune.core.masks import (
     PackedMask,
     check_mask,
     compute_masks,
-    group_scores,
-    group_shapes,
     pack,
     unpack,
-    without_pruned,
 )
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scoring import group_scores, group_shapes, without_pruned
 from lightning_prune.core.types import BY_ROWS, Checks, Couples, LazyScores, Masks, Name, some_of, unread
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.guarding import Guard
@@ -163,7 +161,7 @@ class Pruner(Masked):
         shards, criterion = self.shards, self.recipe.criterion
         stats = shards.stats(self.statistics.read())
         found = group_scores(stats, shards.shapes, criterion=criterion, granularity=self.granularity)
-        return LazyScores(self.group_shapes, found.__getitem__, shards.across)
+        return LazyScores(self.group_shapes, found.__getitem__, shards.across, found.pieces)
 
     def forget(self) -> None:
         """Let all weights compete anew at the next update, those that are pruned by now among them."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.criteria import required_statistics
-from lightning_prune.core.masks import group_scores, without_pruned
 from lightning_prune.core.regrowth import SparseRecipe, regrow
+from lightning_prune.core.scoring import group_scores, without_pruned
 from lightning_prune.core.types import Criterion, Divides, LazyScores, Shape
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shards import local, shards_of

@@ -7,13 +7,12 @@ from lightning_prune import Global, Magnitude, Slice, Weight
 from lightning_prune.core.masks import (
     check_mask,
     compute_masks,
-    group_scores,
     overlap,
     pack,
     sparsity_of,
     unpack,
-    without_pruned,
 )
+from lightning_prune.core.scoring import group_scores, without_pruned
 
 shapes = st.lists(st.integers(0, 7), min_size=0, max_size=4)
 
