@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 from hydra.errors import CompactHydraException, MissingConfigException
@@ -13,6 +15,8 @@ from lightning_prune.core.checks import did_you_mean
 
 CHECKED = ("lightning_prune", "hydra")
 """Packages whose ValueErrors are answers to settings."""
+CHOOSES = ("pruning=", "experiment=")
+"""What chooses a recipe on the command line."""
 MISCONFIGURED = "MisconfigurationException"
 """What Lightning raises for settings of the Trainer; by its name, since Lightning is not imported for a message."""
 
@@ -51,6 +55,8 @@ def explained(error: CompactHydraException) -> str:
         first_line, wanted = str(error).partition("\n")[0], str(error.missing_cfg_file).rpartition("/")[2]
         return f"{first_line}. The choices are {error.options}.{did_you_mean(wanted, error.options)}"
     cause = error.__cause__
+    if (said := without_recipe(str(error), sys.argv[1:])) is not None:
+        return said
     if not isinstance(cause, OmegaConfBaseException):
         return str(error).strip()
     node, known = cause.parent_node, list[str]()
@@ -59,6 +65,26 @@ def explained(error: CompactHydraException) -> str:
     is_unknown = bool(known) and cause.key not in known
     neighbours = f"\nThe keys there are {known}.{did_you_mean(str(cause.key), known)}" if is_unknown else ""
     return f"{str(error).strip()}\n{str(cause).strip()}{neighbours}"
+
+
+def without_recipe(said: str, words: Sequence[str]) -> str | None:
+    """Return what to say of a setting of pruning where no recipe is chosen; None where one is.
+
+    Args:
+        said: Hydra's own message.
+        words: of the command line.
+
+    Example:
+        >>> without_recipe("Could not override 'pruning.sparsity'.", ["pruning.sparsity=0.9"])
+        "`pruning.sparsity` is a setting of a recipe, but none is chosen: add pruning=gradual, or another one (--help)."
+        >>> without_recipe("Could not override 'pruning.sparsty'.", ["pruning=erk", "pruning.sparsty=0.9"]) is None
+        True
+    """
+    found = re.match(r"Could not override '(pruning[./][\w./]+)'", said)
+    chosen = [word.partition("=")[2] for word in words if word.lstrip("+").startswith(CHOOSES)]
+    if found is None or any(choice not in ("none", "null") for choice in chosen):
+        return None
+    return f"`{found[1]}` is a setting of a recipe, but none is chosen: add pruning=gradual, or another one (--help)."
 
 
 def _raised_in(trace: TracebackType | None) -> str:

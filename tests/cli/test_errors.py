@@ -35,6 +35,10 @@ def refused(root, env, tmp_path, *overrides: str, script: str = "train.py") -> s
             [GLOBAL, "pruning.sparsty=0.9"],
             ["Key 'sparsty' not in 'TrainTimePruning'", "Did you mean sparsity?"],
         ),
+        (
+            ["pruning.sparsity=1.5"],
+            ["`pruning.sparsity` is a setting of a recipe, but none is chosen: add pruning="],
+        ),
         ([GLOBAL, "pruning.schedule.powr=2"], ["pruning.schedule.powr", "Did you mean power?"]),
         (
             [GLOBAL, "pruning.schedule.power=two"],
