@@ -70,7 +70,12 @@ class SparsityMonitor(L.Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("pruning/")}
         updates = [update for callback in self._pruning(trainer) for update in callback.updates]
         sparsity = updates[-1]["achieved"] if updates else 0.0
-        self._evaluations.append(Evaluation(trainer.global_step, sparsity, metrics, trainer.current_epoch))
+        found = Evaluation(trainer.global_step, sparsity, metrics, trainer.current_epoch)
+        if (
+            self._evaluations and (last := self._evaluations[-1]).step > found.step
+        ):  # a checkpoint's, not trained
+            found = replace(found, step=last.step, epoch=last.epoch)
+        self._evaluations.append(found)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the report."""

@@ -76,7 +76,7 @@ def without_recipe(said: str, words: Sequence[str]) -> str | None:
 
     Example:
         >>> without_recipe("Could not override 'pruning.sparsity'.", ["pruning.sparsity=0.9"])
-        "`pruning.sparsity` is a setting of a recipe, but none is chosen: add pruning=gradual, or another one (--help)."
+        '`pruning.sparsity` is a setting of a recipe, but none is chosen: add pruning=gradual, or another one (--help).'
         >>> without_recipe("Could not override 'pruning.sparsty'.", ["pruning=erk", "pruning.sparsty=0.9"]) is None
         True
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_prune.report import rows
 from lightning_prune.report.data import Report
+from lightning_prune.report.fitting import Fitting
 from lightning_prune.report.page.html import to_html
 from lightning_prune.report.page.sections import document
 from lightning_prune.report.storage import save, write_text
@@ -36,7 +37,7 @@ def page_to_rich(page: rows.Page) -> Group:
     panel = Panel(_grid(page.facts), title=Text(page.title, style="bold"), title_align="left", padding=(1, 2))
     warnings = _grid([("!", text) for text in page.warnings], "yellow")
     notes = _grid([("*", text) for text in page.notes], "dim")
-    return Group(panel, *(_rich_table(table) for table in reversed(page.tables)), warnings, notes)
+    return Group(panel, *(_fitting(table) for table in reversed(page.tables)), warnings, notes)
 
 
 def to_markdown(report: Report) -> str:
@@ -84,6 +85,17 @@ def _grid(pairs: Iterable[tuple[str, str]], style: str = "") -> RichTable:
     for label, text in pairs:
         grid.add_row(Text(label), Text(text))
     return grid
+
+
+def _fitting(table: rows.Table) -> Fitting:
+    def make(left_out: Sequence[str]) -> RichTable:
+        held = [i for i, column in enumerate(table.columns) if column not in left_out]
+        columns = tuple(table.columns[i] for i in held)
+        return _rich_table(
+            rows.Table(table.title, columns, tuple(tuple(row[i] for i in held) for row in table.rows))
+        )
+
+    return Fitting(make, table.spare)
 
 
 def _rich_table(table: rows.Table) -> RichTable:

@@ -51,12 +51,16 @@ EFFECTIVE = (
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text: the first column names, the others hold numbers. A page may sort it by any of them."""
+    """A table of text: the first column names, the others hold numbers. A page may sort it by any of them.
+
+    `spare` are columns that a narrow terminal leaves out, the first ones first.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     is_sortable: bool = False
+    spare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,11 @@ def _layers(layers: Sequence[Layer], limit: int) -> Table:
         columns["MACs before"] = counts(*(layer.macs_before for layer in layers))
     if any(layer.macs_after is not None for layer in layers):
         columns["MACs"] = counts(*(layer.macs_after for layer in layers))
-    return Table("Layers", tuple(columns), elided(list(zip(*columns.values(), strict=True)), limit))
+    rows, spare = (
+        elided(list(zip(*columns.values(), strict=True)), limit),
+        ("MACs before", "shape", "nonzero"),
+    )
+    return Table("Layers", tuple(columns), rows, spare=tuple(name for name in spare if name in columns))
 
 
 def all_layers(report: Report) -> Table:

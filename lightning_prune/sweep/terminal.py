@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune.report.fitting import Fitting
 from lightning_prune.sweep.rows import SIZES, Row, differing, numbers_in
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def show(summary: Summary, written: Sequence[Path], notes: Sequence[str]) -> Non
         console.print(Text(text, style=style), soft_wrap=True)
 
     rows = summary.groups if summary.is_repeated else summary.rows
-    console.print(_table(rows, shown_columns(rows, summary.sizes)))
+    console.print(Fitting(partial(_table, rows, shown_columns(rows, summary.sizes)), spare_columns(summary)))
     for row in summary.rows:
         if "error" in row:
             line(f"job {row['job']} failed: {row['error']}", "red")
@@ -117,10 +119,22 @@ def heads(columns: Sequence[str]) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> Any:
+def spare_columns(summary: Summary) -> list[str]:
+    """Return the columns that a narrow terminal leaves out: what was reached of what was asked for, further metrics."""
+    rows = summary.groups if summary.is_repeated else summary.rows
+    shown = [column for column in shown_columns(rows, summary.sizes) if column.startswith(METRICS_SHOWN)]
+    asked = [c for c in shown if c == "sparsity" and any(s.endswith(".sparsity") for s in differing(rows))]
+    others = [c for c in shown if c not in (summary.metric, "sparsity")]
+    sizes = [c for c in summary.sizes[:SIZES_SHOWN] if c != summary.size]
+    ended = ["status"] if all(row.get("status") == "done" for row in rows) else []
+    return [*asked, *others, *ended, *reversed(sizes)]
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str], left_out: Sequence[str] = ()) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    columns = [column for column in columns if column not in left_out]
     table = Table()
     for column in heads(columns):
         table.add_column(Text(column), overflow="fold")

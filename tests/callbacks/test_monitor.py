@@ -1,5 +1,7 @@
 """The report of a run tells what happened, with numbers that are counted here a second time."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -15,6 +17,7 @@ from lightning_prune import (
     TrainTimePruning,
     Window,
 )
+from lightning_prune.report.data import Evaluation
 from lightning_prune.report.storage import load
 from tests.callbacks.toy import Toy, data, trainer
 
@@ -167,3 +170,20 @@ def test_two_callbacks_share_one_report(tmp_path):
     assert report.recipe["sparsity (1)"] == "0.9" and report.recipe["sparsity (2)"] == "0.5"
     assert {layer.name: round(layer.sparsity, 1) for layer in report.layers}["head.weight"] == 0.5
     assert report.target_sparsity == pytest.approx((0.9 * 256 + 0.5 * 32) / 288)
+
+
+def test_validations_of_a_checkpoint_that_is_not_trained_stand_where_its_training_ended():
+    monitor, trained = SparsityMonitor(), SparsityMonitor()
+    trained._evaluations = [
+        Evaluation(40, 0.0, {"val/acc": 0.5}, 0),
+        Evaluation(80, 0.0, {"val/acc": 0.6}, 1),
+    ]
+    monitor.load_state_dict(trained.state_dict())
+    trainer = SimpleNamespace(
+        sanity_checking=False, callback_metrics={"val/acc": 0.4}, callbacks=[], global_step=0, current_epoch=0
+    )
+    monitor.on_validation_end(trainer, None)
+    assert [(e.step, e.epoch) for e in monitor._evaluations] == [(40, 0), (80, 1), (80, 1)]
+    trainer.global_step, trainer.current_epoch = 120, 2
+    monitor.on_validation_end(trainer, None)
+    assert [(e.step, e.epoch) for e in monitor._evaluations][-1] == (120, 2)

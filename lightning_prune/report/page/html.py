@@ -148,7 +148,8 @@ def _row(row: tuple[str, ...], are_long: Sequence[bool]) -> str:
         f"<td{_class(True)}><div>{escape(text)}</div></td>" if is_long else f"<td>{escape(text)}</td>"
         for text, is_long in zip(row[1:], are_long[1:], strict=True)
     )
-    return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+    name = escape(row[0]).replace(".", ".<wbr>")  # where a name of a layer may be broken
+    return f'<tr><th scope="row">{name}</th>{cells}</tr>'
 
 
 def _class(is_long: bool) -> str:

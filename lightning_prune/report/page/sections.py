@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lightning_prune.report import rows
 from lightning_prune.report.data import Cost, Group, Latency, Report, differs
@@ -212,4 +213,6 @@ def _config(report: Report) -> tuple[Part, ...]:
 
 
 def _tables(page: rows.Page, title: str) -> tuple[Part, ...]:
-    return tuple(table for table in page.tables if table.title.startswith(title))
+    """Return the tables of a section; one that is headed as the section is needs no head of its own."""
+    found = [table for table in page.tables if table.title.startswith(title)]
+    return tuple(replace(table, title="") if table.title == title else table for table in found)

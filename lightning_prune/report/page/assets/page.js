@@ -44,6 +44,7 @@
       borderWidth: 2,
       pointRadius: data.markers ? 4 : line.points.length > 30 ? 0 : 2.5,
       pointHitRadius: 8,
+      clip: 6,  // a point at the edge is seen as a whole
       showLine: !data.markers,
       stepped: line.is_stepped ? "before" : false,
       spanGaps: true,
