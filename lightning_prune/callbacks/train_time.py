@@ -43,7 +43,7 @@ class TrainTimePruning(SoftMasking):
     class, checkpoints hold plain weights that are zero where they are pruned, and a resumed run goes on bit for bit.
 
     A step, here and in `window`, is a training batch on which an optimizer of a pruned weight was to step. Keep the
-    learning rate high while the sparsity rises and let it decay after: that matters more than any criterion.
+    learning rate high while the sparsity rises and let it decay after.
 
     Cost: one byte per weight, a few percent of a step, or less than none at high sparsity (`compact`), and the
     criterion's statistics at each update.
