@@ -13,7 +13,8 @@ from rich.console import Console
 from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
 from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
 from lightning_prune.model.shards import has_shards
-from lightning_prune.report.data import Cost, Evaluation, Report
+from lightning_prune.report.costs import Cost
+from lightning_prune.report.data import Evaluation, Report
 from lightning_prune.report.progress import showing, working
 from lightning_prune.report.render import to_rich, write
 from lightning_prune.report.storage import from_json, to_json

@@ -15,7 +15,8 @@ from lightning_prune.model.kernels import measure_kernels
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shards import num_nonzeros
 from lightning_prune.model.shrinking import AnyPruner, groups_of
-from lightning_prune.report.data import Cost, Evaluation, Layer, Report, Update
+from lightning_prune.report.costs import Cost
+from lightning_prune.report.data import Evaluation, Layer, Report, Update
 from lightning_prune.report.environment import environment
 from lightning_prune.report.invocation import current
 

@@ -15,7 +15,7 @@ from lightning_prune.callbacks.evaluation import silenced, step_of
 from lightning_prune.model.calls import Call, capture_call, undisturbed
 from lightning_prune.model.export.programs import export_onnx, export_program
 from lightning_prune.model.export.weights import export_weights
-from lightning_prune.report.data import Latency, differs
+from lightning_prune.report.costs import Latency, differs
 from lightning_prune.report.exports import Exported
 from lightning_prune.report.text import size
 

@@ -17,7 +17,7 @@ from lightning_prune.model.kernels import CSR, SECONDS, Kernel, first_sentence, 
 from lightning_prune.model.latency import measure_latencies
 from lightning_prune.model.semi_structured import check_device, semi_structured, why_not_semi_structured
 from lightning_prune.model.sparse import places_of
-from lightning_prune.report.data import Acceleration
+from lightning_prune.report.costs import Acceleration
 
 SEMI_STRUCTURED = Kernel("2:4", lambda layer: why_not_semi_structured(layer.weight), semi_structured)
 

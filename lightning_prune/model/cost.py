@@ -18,7 +18,7 @@ from lightning_prune.model.calls import replaying
 from lightning_prune.model.latency import dense_twin, measure_latencies
 from lightning_prune.model.macs import count_macs
 from lightning_prune.model.shards import has_shards, num_nonzeros
-from lightning_prune.report.data import Cost, Latency, LayerCost
+from lightning_prune.report.costs import Cost, Latency, LayerCost
 
 SHARDED = "the weights are spread over processes"
 UNMEASURED = ("num_bytes", "gzip_bytes", "macs", "effective_macs", "latency")

@@ -15,7 +15,7 @@ from lightning_prune.core.types import Name
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.latency import measure_latencies
 from lightning_prune.model.sparse import SparseLinear, places_of
-from lightning_prune.report.data import Acceleration, Latency, LayerKernel, differs
+from lightning_prune.report.costs import Acceleration, Latency, LayerKernel, differs
 
 MIN_SPARSITY = 0.5
 """Below, it is not worth the time to measure; above, the clock decides."""

@@ -13,7 +13,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from lightning_prune.model.calls import Call
-from lightning_prune.report.data import Latency
+from lightning_prune.report.costs import Latency
 
 NUM_ROUNDS = 10
 SECONDS = 0.5  # of measuring each call, over all rounds

@@ -24,7 +24,7 @@ from lightning_prune.model.regrowing import RegrowingPruner
 from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 from lightning_prune.model.targets import reasons_left_out, select_targets, unmatched
-from lightning_prune.report.data import Cost
+from lightning_prune.report.costs import Cost
 from lightning_prune.report.preview import PlannedLayer
 
 BY_SHAPE = (Local, PerRow, ERK, Fixed, NofM)

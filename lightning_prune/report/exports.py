@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_prune.report.data import Latency
+from lightning_prune.report.costs import Latency
 
 
 @dataclass(frozen=True)

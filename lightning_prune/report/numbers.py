@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_prune.report.data import Cost, Report
+from lightning_prune.report.costs import Cost
+from lightning_prune.report.data import Report
 
 SIZES_OF_COST = ("params", "nonzeros", "macs", "effective_macs", "num_bytes", "gzip_bytes")
 

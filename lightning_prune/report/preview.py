@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_prune.report import rows
-from lightning_prune.report.data import Cost, Group
+from lightning_prune.report.costs import Cost
+from lightning_prune.report.data import Group
 from lightning_prune.report.rows import MAX_LAYERS, MAX_UPDATES, Page, Table
 from lightning_prune.report.text import UNKNOWN, counts, elided, percent, size
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_prune.report.data import Acceleration, Cost, Latency, Layer, LayerKernel, Report, differs
+from lightning_prune.report.costs import Acceleration, Cost, Latency, LayerKernel, differs
+from lightning_prune.report.data import Layer, Report
 from lightning_prune.report.text import UNKNOWN, change, counts, elided, number, percent, size
 
 MAX_LAYERS = 40

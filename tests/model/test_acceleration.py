@@ -11,7 +11,7 @@ from lightning_prune.model import acceleration, kernels
 from lightning_prune.model.calls import Call
 from lightning_prune.model.kernels import measure_kernels
 from lightning_prune.model.semi_structured import why_not_semi_structured
-from lightning_prune.report.data import Latency
+from lightning_prune.report.costs import Latency
 
 QUICK = {"seconds": 0.005}
 

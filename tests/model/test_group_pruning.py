@@ -15,7 +15,7 @@ from lightning_prune.examples.networks import GPT
 from lightning_prune.model.budget import NUM_MEASURED
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
-from lightning_prune.report.data import Latency
+from lightning_prune.report.costs import Latency
 
 X = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 ANY = Channel(multiple_of=1)

@@ -15,7 +15,7 @@ from lightning_prune.model.calls import Call
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.prices import cost_function
 from lightning_prune.model.surgery import execute_
-from lightning_prune.report.data import Latency
+from lightning_prune.report.costs import Latency
 from tests.members import members
 
 TOKENS = torch.randint(0, 11, (2, 16), generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,8 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 
-from lightning_prune.report.data import Cost, Group, Latency, Layer, LayerCost, Report, Update
+from lightning_prune.report.costs import Cost, Latency, LayerCost
+from lightning_prune.report.data import Group, Layer, Report, Update
 from lightning_prune.report.page import html, parts
 from lightning_prune.report.page.sections import document, headline
 from lightning_prune.report.render import to_page

@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from rich.console import Console
 
 from lightning_prune.report import rows
-from lightning_prune.report.data import (
-    Acceleration,
-    Cost,
-    Evaluation,
-    Latency,
-    Layer,
-    LayerKernel,
-    Report,
-    Update,
-)
+from lightning_prune.report.costs import Acceleration, Cost, Latency, LayerKernel
+from lightning_prune.report.data import Evaluation, Layer, Report, Update
 from lightning_prune.report.render import to_markdown, to_rich, write
 from lightning_prune.report.storage import load
 from tests.report.test_storage import REPORTS

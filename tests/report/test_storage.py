@@ -12,21 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune.report import storage
-from lightning_prune.report.data import (
-    FORMAT_VERSION,
-    KINDS,
-    Acceleration,
-    Cost,
-    Evaluation,
-    Group,
-    Latency,
-    Layer,
-    LayerCost,
-    LayerKernel,
-    Report,
-    Update,
-    differs,
-)
+from lightning_prune.report.costs import Acceleration, Cost, Latency, LayerCost, LayerKernel, differs
+from lightning_prune.report.data import FORMAT_VERSION, KINDS, Evaluation, Group, Layer, Report, Update
 from lightning_prune.report.environment import environment
 from lightning_prune.report.storage import from_json, load, save, to_json, write_text
 

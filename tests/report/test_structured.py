@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from lightning_prune.report.data import Cost, Layer, Report
+from lightning_prune.report.costs import Cost
+from lightning_prune.report.data import Layer, Report
 from lightning_prune.report.rows import page
 
 SMALLER = Report(

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from lightning_prune import sweep
 from lightning_prune.report import storage
-from lightning_prune.report.data import Cost, Report
+from lightning_prune.report.costs import Cost
+from lightning_prune.report.data import Report
 from lightning_prune.sweep.__main__ import main
 from tests.hydra_runs import QUIET, SMALL
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from lightning_prune.report import rows
-from lightning_prune.report.data import Latency, LayerCost, Report
+from lightning_prune.report.costs import Latency, LayerCost
+from lightning_prune.report.data import Report
 from lightning_prune.report.page.parts import Bars, Line, Lines
 
 MAX_BARS = 300  # a canvas holds no more; the table has all

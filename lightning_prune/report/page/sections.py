@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lightning_prune.report import rows
-from lightning_prune.report.data import Cost, Group, Latency, Report, differs
+from lightning_prune.report.costs import Cost, Latency, differs
+from lightning_prune.report.data import Group, Report
 from lightning_prune.report.page import charts
 from lightning_prune.report.page.parts import (
     Code,
