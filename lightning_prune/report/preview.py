@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_prune.report import rows
+from lightning_prune.report import cost_rows, layer_rows, rows
 from lightning_prune.report.costs import Cost
 from lightning_prune.report.data import Group
-from lightning_prune.report.rows import MAX_LAYERS, MAX_UPDATES, Page, Table
+from lightning_prune.report.tables import MAX_LAYERS, MAX_UPDATES, Page, Table
 from lightning_prune.report.text import UNKNOWN, counts, elided, percent, size
 
 PREVIEW_VERSION = 1
@@ -137,7 +137,7 @@ def page(preview: Preview, *, limit: bool = True) -> Page:
     """Return a preview as text in rows; `limit` leaves out the middle of long tables."""
     few, many = (MAX_UPDATES, MAX_LAYERS) if limit else (sys.maxsize, sys.maxsize)
     tables = [
-        _measured(rows.costs(preview.cost_before, preview.cost_after, ("now", "expected"))),
+        _measured(cost_rows.costs(preview.cost_before, preview.cost_after, ("now", "expected"))),
         _layers(preview.layers if preview.cost_after else (), many),  # else nothing is expected
         _groups(preview.groups, many),
         _by_reason("What stays whole", ("reason", "dims", "such as"), preview.frozen, few),
@@ -186,10 +186,10 @@ def _layers(layers: Sequence[PlannedLayer], limit: int) -> Table:
     is_smaller = any(layer.shape != layer.shape_after for layer in layers)
     columns: dict[str, Sequence[str]] = {
         "layer": [layer.name + ("" if layer.is_target else " (not a target)") for layer in layers],
-        "shape": [rows.shape_text(layer.shape) for layer in layers],
+        "shape": [layer_rows.shape_text(layer.shape) for layer in layers],
     }
     if is_smaller:
-        columns["expected"] = [rows.shape_text(layer.shape_after) for layer in layers]
+        columns["expected"] = [layer_rows.shape_text(layer.shape_after) for layer in layers]
     else:
         columns["nonzero"] = counts(*(layer.nonzeros_after for layer in layers))
     columns["removed"] = [_removed(layer) for layer in layers]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_prune.report import rows
+from lightning_prune.report import rows, tables
 from lightning_prune.report.data import Report
 from lightning_prune.report.fitting import Fitting
 from lightning_prune.report.page.html import to_html
@@ -28,7 +28,7 @@ def to_rich(report: Report) -> Group:
     return page_to_rich(rows.page(report))
 
 
-def page_to_rich(page: rows.Page) -> Group:
+def page_to_rich(page: tables.Page) -> Group:
     """Return a page for the terminal, its tables from the last to the first."""
     from rich.console import Group
     from rich.panel import Panel
@@ -87,18 +87,18 @@ def _grid(pairs: Iterable[tuple[str, str]], style: str = "") -> RichTable:
     return grid
 
 
-def _fitting(table: rows.Table) -> Fitting:
+def _fitting(table: tables.Table) -> Fitting:
     def make(left_out: Sequence[str]) -> RichTable:
         held = [i for i, column in enumerate(table.columns) if column not in left_out]
         columns = tuple(table.columns[i] for i in held)
         return _rich_table(
-            rows.Table(table.title, columns, tuple(tuple(row[i] for i in held) for row in table.rows))
+            tables.Table(table.title, columns, tuple(tuple(row[i] for i in held) for row in table.rows))
         )
 
     return Fitting(make, table.spare)
 
 
-def _rich_table(table: rows.Table) -> RichTable:
+def _rich_table(table: tables.Table) -> RichTable:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -113,7 +113,7 @@ def _rich_table(table: rows.Table) -> RichTable:
     return shown
 
 
-def _markdown_table(table: rows.Table) -> str:
+def _markdown_table(table: tables.Table) -> str:
     rule = ["---", *["---:"] * (len(table.columns) - 1)]
     lines = [table.columns, rule, *table.rows]
     body = "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from lightning_prune.report.costs import Acceleration, Cost, Latency, LayerKernel, differs
-from lightning_prune.report.data import Layer, Report
-from lightning_prune.report.text import UNKNOWN, change, counts, elided, number, percent, size
+from lightning_prune.report.cost_rows import LABELS, costs, kernels
+from lightning_prune.report.costs import Latency
+from lightning_prune.report.data import Report
+from lightning_prune.report.layer_rows import changed_layers
+from lightning_prune.report.tables import MAX_LAYERS, MAX_UPDATES, Page, Table
+from lightning_prune.report.text import UNKNOWN, elided, number, percent
 
-MAX_LAYERS = 40
-MAX_UPDATES = 10
 MAX_METRICS = 4  # side by side; report.json holds them all
 DID = {
     "train_time": "pruned while training",
@@ -20,15 +19,6 @@ DID = {
     "sparse_training": "trained sparse",
     "rewinding": "pruned between trainings",
     "none": "nothing was pruned",
-}
-LABELS = {
-    "params": "Parameters",
-    "nonzeros": "Nonzeros",
-    "macs": "MACs",
-    "effective_macs": "Effective MACs",
-    "num_bytes": "File (state_dict)",
-    "gzip_bytes": "File after gzip",
-    "latency": "Latency",
 }
 PATHS = {"Checkpoint": "checkpoint", "Resume": "resume_command", "Load": "load_command"}
 ZEROS = (
@@ -50,31 +40,6 @@ EFFECTIVE = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text: the first column names, the others hold numbers. A page may sort it by any of them.
-
-    `spare` are columns that a narrow terminal leaves out, the first ones first.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    is_sortable: bool = False
-    spare: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Page:
-    """A report as it is shown: facts (label, text), tables, warnings, notes."""
-
-    title: str
-    facts: tuple[tuple[str, str], ...]
-    tables: tuple[Table, ...]
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 def page(report: Report, *, limit: bool = True) -> Page:
     """Return all that a report says.
 
@@ -87,7 +52,7 @@ def page(report: Report, *, limit: bool = True) -> Page:
     tables = [
         costs(before, after),
         _metrics(report),
-        _layers(report.layers, many),
+        changed_layers(report.layers, many),
         kernels(report.acceleration, many),
         _frozen(report, few),
         _updates(report, few),
@@ -136,42 +101,6 @@ def unit(report: Report) -> str:
     )
 
 
-def costs(before: Cost | None, after: Cost | None, names: tuple[str, str] = ("before", "after")) -> Table:
-    """Return what a model costs before and after; `names` are the columns of the two."""
-    shown = [cost for cost in (before, after) if cost is not None]
-    sizes = {cost.batch_size for cost in shown if cost.batch_size is not None}
-    title = "Cost" if len(sizes) != 1 else f"Cost (calls of batch size {sizes.pop()})"
-    rows = [_cost_row(name, before, after) for name in LABELS] if shown else []
-    if any(cost.nonzeros is not None for cost in shown):
-        rows.insert(2, ("Sparsity", *(percent(c.sparsity if c else None) for c in (before, after)), ""))
-    if any(cost.latency for cost in shown):
-        rows.append(("Quartiles, ms", *(_quartiles(c.latency if c else None) for c in (before, after)), ""))
-    if any(cost.latency and cost.latency.surely_above_ms is not None for cost in shown):
-        rows.append(("Median, 95 % sure", *(_surely(c.latency if c else None) for c in (before, after)), ""))
-    return Table(title, ("", *names, "change"), tuple(rows))
-
-
-def _cost_row(name: str, before: Cost | None, after: Cost | None) -> tuple[str, ...]:
-    old, new = (getattr(cost, name) if cost else None for cost in (before, after))
-    if name == "latency":
-        return (
-            LABELS[name],
-            *(_milliseconds(x.median_ms) if x else UNKNOWN for x in (old, new)),
-            speedup(old, new),
-        )
-    if "bytes" in name:
-        return LABELS[name], size(old), size(new), change(old, new)
-    if (
-        before
-        and after
-        and "macs" in name
-        and None not in (old, new)
-        and before.batch_size != after.batch_size
-    ):
-        return LABELS[name], *counts(old, new), "other batch size"
-    return LABELS[name], *counts(old, new), change(old, new)
-
-
 def _metrics(report: Report) -> Table:
     before, after = report.metrics_before, report.metrics_after
     rows = []
@@ -182,87 +111,6 @@ def _metrics(report: Report) -> Table:
     if not before:
         return Table("Metrics", ("", "after"), tuple((name, new) for name, _, new, _ in rows))
     return Table("Metrics", ("", "before", "after", "difference"), tuple(rows))
-
-
-def _layers(layers: Sequence[Layer], limit: int) -> Table:
-    columns: dict[str, Sequence[str]] = {
-        "layer": [layer.name for layer in layers],
-        "shape": [shape_text(layer.shape) for layer in layers],
-        "nonzero": counts(*(layer.nonzeros for layer in layers)),
-        "sparsity": [percent(layer.sparsity) for layer in layers],
-    }
-    if any(layer.num_groups is not None for layer in layers):
-        columns["groups kept"] = [_kept(layer) for layer in layers]
-    if any(None not in (x.macs_before, x.macs_after) and x.macs_before != x.macs_after for x in layers):
-        columns["MACs before"] = counts(*(layer.macs_before for layer in layers))
-    if any(layer.macs_after is not None for layer in layers):
-        columns["MACs"] = counts(*(layer.macs_after for layer in layers))
-    rows, spare = (
-        elided(list(zip(*columns.values(), strict=True)), limit),
-        ("MACs before", "shape", "nonzero"),
-    )
-    return Table("Layers", tuple(columns), rows, spare=tuple(name for name in spare if name in columns))
-
-
-def all_layers(report: Report) -> Table:
-    """Return all pruned weights in full: shape, entries, zeros and work before and after."""
-    dense = {layer.name: layer for layer in report.cost_before.layers} if report.cost_before else {}
-    old = [dense.get(layer.name) for layer in report.layers]
-    columns: dict[str, Sequence[str]] = {
-        "layer": [layer.name for layer in report.layers],
-        "shape before": [shape_text(cost.shape) if cost else UNKNOWN for cost in old],
-        "shape": [shape_text(layer.shape) for layer in report.layers],
-        "weights before": counts(*(cost.params if cost else None for cost in old)),
-        "weights": counts(*(layer.params for layer in report.layers)),
-        "nonzero before": counts(*(cost.nonzeros if cost else None for cost in old)),
-        "nonzero": counts(*(layer.nonzeros for layer in report.layers)),
-        "sparsity": [percent(layer.sparsity) for layer in report.layers],
-    }
-    if columns["nonzero before"] in (columns["weights before"], columns["weights"]):  # none was zero
-        del columns["nonzero before"]
-    if columns["shape"] == columns["shape before"]:
-        del columns["shape before"], columns["weights before"]
-    if any(layer.num_groups is not None for layer in report.layers):
-        columns["kept"] = [_kept(layer) for layer in report.layers]
-    if any(layer.macs_before is not None for layer in report.layers):
-        columns["MACs before"] = counts(*(layer.macs_before for layer in report.layers))
-    if any(layer.macs_after is not None for layer in report.layers):
-        columns["MACs"] = counts(*(layer.macs_after for layer in report.layers))
-    return Table("", tuple(columns), tuple(zip(*columns.values(), strict=True)))
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as text."""
-    return " x ".join(map(str, shape))
-
-
-def _kept(layer: Layer) -> str:
-    return UNKNOWN if layer.num_groups is None else " of ".join(counts(layer.num_kept, layer.num_groups))
-
-
-def kernels(acceleration: Acceleration | None, limit: int = MAX_LAYERS) -> Table:
-    """Return what each linear layer takes with the dense and with the sparse kernel."""
-    if acceleration is None:
-        return Table("Sparse kernels", ("",), ())
-    rows = [
-        (
-            layer.name,
-            percent(layer.sparsity),
-            UNKNOWN if layer.num_rows is None else f"{layer.num_rows:,}",
-            *(_milliseconds(x.median_ms) if x else UNKNOWN for x in (layer.dense, layer.sparse)),
-            _verdict(layer),
-        )
-        for layer in acceleration.layers
-    ]
-    columns = ("layer", "sparsity", "rows", "dense", acceleration.kernel, "")
-    title = f"Sparse kernels ({acceleration.kernel}) on this machine"
-    return Table(title, columns, elided(rows, limit))
-
-
-def _verdict(layer: LayerKernel) -> str:
-    if layer.sparse is None or layer.reason is not None:
-        return layer.reason or UNKNOWN
-    return speedup(layer.dense, layer.sparse)
 
 
 def _frozen(report: Report, limit: int) -> Table:
@@ -321,31 +169,3 @@ def _conditions(latency: Latency) -> str:
         f"Latency is the median {clock} of a call in eval mode on {latency.device}, {threads}. Where the quartiles "
         "of before and after overlap, there is no measurable difference."
     )
-
-
-def speedup(old: Latency | None, new: Latency | None) -> str:
-    """Return how much faster or slower, where that is more than noise; and between what, where it is known."""
-    if old is None or new is None:
-        return UNKNOWN
-    if (old.device, old.num_threads, old.clock) != (new.device, new.num_threads, new.clock):
-        return "not comparable"
-    if not differs(old, new):
-        return "no measurable difference"
-    if not min(old.median_ms, new.median_ms) > 0.0:
-        return UNKNOWN
-    ratio = old.median_ms / new.median_ms
-    return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
-
-
-def _surely(latency: Latency | None) -> str:
-    if latency is None or latency.surely_above_ms is None or latency.surely_below_ms is None:
-        return UNKNOWN
-    return f"{latency.surely_above_ms:.3g} to {latency.surely_below_ms:.3g}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms"
-
-
-def _quartiles(latency: Latency | None) -> str:
-    return UNKNOWN if latency is None else f"{latency.low_ms:.3g} to {latency.high_ms:.3g}"

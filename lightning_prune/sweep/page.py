@@ -20,7 +20,7 @@ from lightning_prune.report.page.parts import (
     Tile,
     Tiles,
 )
-from lightning_prune.report.rows import Table
+from lightning_prune.report.tables import Table
 from lightning_prune.sweep.choice import pareto_front
 from lightning_prune.sweep.rows import Row, differing
 from lightning_prune.sweep.terminal import heads, number_text, settings_text, short, shown_columns

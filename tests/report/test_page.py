@@ -17,7 +17,7 @@ from lightning_prune.report.data import Group, Layer, Report, Update
 from lightning_prune.report.page import html, parts
 from lightning_prune.report.page.sections import document, headline
 from lightning_prune.report.render import to_page
-from lightning_prune.report.rows import Table
+from lightning_prune.report.tables import Table
 from tests.report.test_render import REPORT
 from tests.report.test_storage import REPORTS
 

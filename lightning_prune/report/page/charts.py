@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from lightning_prune.report import rows
+from lightning_prune.report import cost_rows, rows
 from lightning_prune.report.costs import Latency, LayerCost
 from lightning_prune.report.data import Report
 from lightning_prune.report.page.parts import Bars, Line, Lines
@@ -66,13 +66,13 @@ def what_is_left(report: Report) -> Charts:
     if before is None or after is None:
         return ()
     labels, values = [], []
-    for name, label in rows.LABELS.items():
+    for name, label in cost_rows.LABELS.items():
         old, new = getattr(before, name), getattr(after, name)
         if isinstance(old, Latency) and isinstance(new, Latency):
             old, new = old.median_ms, new.median_ms
             label += (
                 ""
-                if rows.speedup(before.latency, after.latency).endswith(("faster", "slower"))
+                if cost_rows.speedup(before.latency, after.latency).endswith(("faster", "slower"))
                 else " (no claim)"
             )
         if old and new is not None and not ("macs" in name and before.batch_size != after.batch_size):

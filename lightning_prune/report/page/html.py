@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning_prune.report.page import parts
 from lightning_prune.report.page.parts import Document, Part, Section
-from lightning_prune.report.rows import Table
+from lightning_prune.report.tables import Table
 
 LONG = 32  # characters: a column with a longer text holds no numbers, and may wrap
 STYLE, SCRIPT, LIBRARY = "page.css", "page.js", "chart.umd.min.js"

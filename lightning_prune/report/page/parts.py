@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from lightning_prune.report.rows import Table
+from lightning_prune.report.tables import Table
 
 Point: TypeAlias = tuple[float, float | None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lightning_prune.report import rows
+from lightning_prune.report import cost_rows, layer_rows, rows, tables
 from lightning_prune.report.costs import Cost, Latency, differs
 from lightning_prune.report.data import Group, Report
 from lightning_prune.report.page import charts
@@ -20,7 +20,7 @@ from lightning_prune.report.page.parts import (
     Tile,
     Tiles,
 )
-from lightning_prune.report.rows import Table
+from lightning_prune.report.tables import Table
 from lightning_prune.report.text import change, counts, number, percent, size
 
 MAX_ROWS = 24  # of a table that is shown at once; longer ones are folded
@@ -127,7 +127,7 @@ def _latency_tile(old: Latency | None, new: Latency) -> Tile:
     label, told = "Latency of a call", f"median {new.median_ms:.3g} ms"
     if old is None:
         return Tile(label, f"{new.median_ms:.3g} ms")
-    claim = rows.speedup(old, new)
+    claim = cost_rows.speedup(old, new)
     is_faster = differs(old, new) and new.median_ms < old.median_ms
     return Tile(label, claim, f"{told}, before {old.median_ms:.3g} ms", "good" if is_faster else "same")
 
@@ -146,7 +146,7 @@ def _cost(report: Report) -> tuple[Part, ...]:
 
 
 def _layers(report: Report) -> tuple[Part, ...]:
-    table = rows.all_layers(report)
+    table = layer_rows.all_layers(report)
     shown: tuple[Part, ...] = (table,) if table.rows else ()
     if len(table.rows) > MAX_ROWS:
         shown = (Fold(f"All {len(table.rows):,} layers in numbers", shown),)
@@ -202,7 +202,7 @@ def _commands(report: Report) -> tuple[Part, ...]:
     return tuple(told)
 
 
-def _recipe(page: rows.Page) -> tuple[Part, ...]:
+def _recipe(page: tables.Page) -> tuple[Part, ...]:
     found = tuple((label, text) for label, text in page.facts if label not in rows.PATHS)
     return (Facts(found),) if found else ()
 
@@ -213,7 +213,7 @@ def _config(report: Report) -> tuple[Part, ...]:
     return (Fold("As composed; secrets are left out", (Code("yaml", report.config),)),)
 
 
-def _tables(page: rows.Page, title: str) -> tuple[Part, ...]:
+def _tables(page: tables.Page, title: str) -> tuple[Part, ...]:
     """Return the tables of a section; one that is headed as the section is needs no head of its own."""
     found = [table for table in page.tables if table.title.startswith(title)]
     return tuple(replace(table, title="") if table.title == title else table for table in found)
