@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prune.callbacks.base import PruningCallback
-from lightning_prune.callbacks.evaluation import silenced, step_of
-from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.initial import InitialPruning
 from lightning_prune.callbacks.post_training import PostTrainingPruning
-from lightning_prune.callbacks.rewinding import WeightRewinding
-from lightning_prune.callbacks.run_length import RunLength, length_of
 from lightning_prune.callbacks.sparse_training import SparseTraining
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import check_can_shrink
-from lightning_prune.core.rewinding import RewindingRecipe
+from lightning_prune.callbacks.timetable import times_of
+from lightning_prune.callbacks.trial import detached, first_batch, first_call
 from lightning_prune.core.types import Couples
-from lightning_prune.core.windows import StepWindow
-from lightning_prune.model.calls import Call, capture_call, random_states_kept, undisturbed
+from lightning_prune.model.calls import Call
 from lightning_prune.model.cost import measure
 from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.layerwise import check_solver
-from lightning_prune.model.preview import Expected, expect, planned_layers, risks_of
+from lightning_prune.model.planned import planned_layers, risks_of
+from lightning_prune.model.preview import Expected, expect
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, groups_of
-from lightning_prune.report.preview import PlannedUpdate, Preview
+from lightning_prune.report.preview import Preview
 
 
 def preview(
@@ -67,37 +63,43 @@ def preview(
         (True, 144)
     """
     troubles: list[str] = []
-    small = _detached(model)
-    loader, batch = _one_batch(data, model, troubles)
-    call = None if batch is None else _call_of(small, batch, trainer, troubles)
+    small = detached(model)
+    loader, batch = first_batch(data, model, troubles)
+    call = None if batch is None else first_call(small, batch, trainer, troubles)
     if pruning is None:
         cost = measure(small, call, latency=False, compress=False)
-        return Preview(
-            "none", model=type(model).__name__, cost_before=cost, cost_after=cost, troubles=tuple(troubles)
-        )
+        name = type(model).__name__
+        return Preview("none", model=name, cost_before=cost, cost_after=cost, troubles=tuple(troubles))
     troubles += _against_trainer(pruning, trainer)
     expected = _expected(pruning, small, call, is_trained)
     troubles += expected.troubles
-    layers = planned_layers(model, expected)
-    final = expected.pruner.final_sparsity if expected.pruner is not None else None
-    updates, when, notes = _times(pruning, trainer, loader, final, troubles)
+    found = _told(pruning, model, expected)
+    updates, when, notes = times_of(pruning, trainer, loader, found.target_sparsity, troubles)
+    return replace(
+        found,
+        updates=updates if found.target_sparsity is not None else (),
+        when=when,
+        notes=(*expected.notes, *notes),
+        troubles=tuple(dict.fromkeys(troubles)),
+    )
+
+
+def _told(pruning: PruningCallback, model: L.LightningModule, expected: Expected) -> Preview:
+    """Return what is expected of a model, without when and without what stands against it."""
+    layers, pruner = planned_layers(model, expected), expected.pruner
     return Preview(
         kind=pruning.kind,
         recipe=pruning.describe(),
         model=type(model).__name__,
-        target_sparsity=final,
-        targets=_names(expected.pruner),
+        target_sparsity=pruner.final_sparsity if pruner is not None else None,
+        targets=_names(pruner),
         left_out=expected.left_out,
         layers=layers,
         cost_before=expected.before,
         cost_after=expected.after,
-        groups=groups_of(expected.pruner),
-        frozen=_frozen(expected.pruner),
-        updates=updates if final is not None else (),
-        when=when,
-        notes=(*expected.notes, *notes),
+        groups=groups_of(pruner),
+        frozen=_frozen(pruner),
         risks=tuple(risks_of(layers, expected)) if expected.after else (),
-        troubles=tuple(dict.fromkeys(troubles)),
     )
 
 
@@ -113,52 +115,6 @@ def _frozen(pruner: AnyPruner | None) -> dict[str, str]:
     if pruner is None or isinstance(pruner, Pruner):
         return {}
     return {**pruner.couplings.frozen, **pruner.frozen}
-
-
-def _detached(model: L.LightningModule) -> L.LightningModule:
-    """Return a copy of a module that belongs to no trainer."""
-    trainer = model._trainer
-    return copy.deepcopy(model, {id(trainer): None} if trainer is not None else {})
-
-
-def _one_batch(data: Any, model: L.LightningModule, troubles: list[str]) -> tuple[Any, Any]:
-    """Return the training loader and its first batch, or None for what cannot be had."""
-    device = next((p.device for p in model.parameters()), model.device)
-    try:
-        with random_states_kept(device):
-            loader = data
-            if isinstance(data, L.LightningDataModule):
-                data.prepare_data()
-                data.setup("fit")
-                loader = data.train_dataloader()
-            batch = next(iter(loader), None)
-    except Exception as error:  # whatever a user's data module raises
-        troubles.append(f"`data` gives no batch: {type(error).__name__}: {error}")
-        return None, None
-    if batch is None:
-        troubles.append("`data` gives at least one batch, but got none.")
-    return loader, batch
-
-
-def _call_of(
-    module: L.LightningModule, batch: Any, trainer: L.Trainer | None, troubles: list[str]
-) -> Call | None:
-    """Return the call of the model that its own step makes for a batch, on the CPU or where the model is."""
-    from lightning.pytorch.utilities import move_data_to_device
-
-    module._trainer = trainer
-    try:
-        moved = move_data_to_device(batch, next((p.device for p in module.parameters()), module.device))
-        with undisturbed(module), silenced(module), capture_call(module) as caught:
-            step_of(module)(module, moved)
-    except Exception as error:  # whatever a user's step raises
-        troubles.append(f"`training_step` does not run on the first batch: {type(error).__name__}: {error}")
-        return None
-    finally:
-        module._trainer = None
-    if caught.call is None:
-        troubles.append(f"a step of {type(module).__name__} calls no module that has parameters.")
-    return caught.call
 
 
 def _against_trainer(pruning: PruningCallback, trainer: L.Trainer | None) -> list[str]:
@@ -207,78 +163,3 @@ def _expected(
         is_final=is_trained or is_first,
         check=check,
     )
-
-
-def _times(
-    pruning: PruningCallback, trainer: L.Trainer | None, loader: Any, final: float | None, troubles: list[str]
-) -> tuple[tuple[PlannedUpdate, ...], str, tuple[str, ...]]:
-    """Return when the masks are updated, in words too, and what is to be said of it."""
-    length = length_of(trainer, loader) if trainer is not None else None
-    goal = final or 0.0
-    if isinstance(pruning, InitialPruning):
-        rounds = f"in {pruning.num_rounds} rounds" if pruning.num_rounds > 1 else "at once"
-        return (PlannedUpdate(0, goal, 0.0),), f"before the first step, {rounds}", ()
-    if isinstance(pruning, PostTrainingPruning):
-        rounds = f", in {pruning.num_rounds} rounds" if pruning.num_rounds > 1 else ""
-        return (), f"when training is over, or without it{rounds}", ()
-    try:
-        if isinstance(pruning, WeightRewinding):
-            return _levels(pruning.chosen, goal, trainer, length)
-        assert isinstance(pruning, InTraining)
-        return _ramp(pruning, goal, length)
-    except ValueError as error:
-        troubles.append(str(error))
-        return (), "", ()
-
-
-def _ramp(
-    pruning: InTraining, final: float, length: RunLength | None
-) -> tuple[tuple[PlannedUpdate, ...], str, tuple[str, ...]]:
-    window = pruning.window
-    if length is None and window.unit != "steps":
-        return (), str(window), ("When masks are updated, follows from the Trainer, which was not given.",)
-    steps = (length or RunLength(math.inf, math.inf)).resolve(window)
-    per_epoch = length.steps_per_epoch if length is not None else math.inf
-    updates = tuple(
-        PlannedUpdate(step, final * pruning.schedule(steps.progress(step)), _epochs(step, per_epoch))
-        for step in _fired(steps)
-    )
-    in_all = f" of {length.num_steps:,.0f}" if length is not None and math.isfinite(length.num_steps) else ""
-    every = f", every {steps.every:,}" if len(updates) > 2 else ""
-    when = f"{len(updates):,} updates, after steps {steps.start:,} to {steps.end:,}{in_all}{every}"
-    return updates, when, ()
-
-
-def _fired(steps: StepWindow) -> list[int]:
-    found = list(range(steps.start, steps.end + 1, steps.every))
-    return found if found[-1] == steps.end else [*found, steps.end]
-
-
-def _epochs(step: int, per_epoch: float) -> float | None:
-    return step / per_epoch if math.isfinite(per_epoch) and per_epoch > 0 else None
-
-
-def _levels(
-    chosen: RewindingRecipe, final: float, trainer: L.Trainer | None, length: RunLength | None
-) -> tuple[tuple[PlannedUpdate, ...], str, tuple[str, ...]]:
-    """Return one update for each level, after the training before it."""
-    told = f"{chosen.num_levels} times, each after a training; then back to epoch {chosen.epoch}"
-    if trainer is None or length is None:
-        return (), told, ("When masks are updated, follows from the Trainer, which was not given.",)
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 1 or trainer.max_steps != -1:
-        raise ValueError(
-            "`max_epochs` is the length of one training, at least 1, and `max_steps` is not set, but got "
-            f"{epochs} and {trainer.max_steps}."
-        )
-    if chosen.epoch >= epochs:
-        raise ValueError(f"`epoch` is one of the first training's {epochs}, but got {chosen.epoch}.")
-    per_epoch = length.steps_per_epoch
-    ends = [chosen.num_epochs(level, epochs) for level in range(chosen.num_levels)]
-    updates = tuple(
-        PlannedUpdate(round(end * per_epoch), chosen.sparsity_at(level, final), float(end))
-        for level, end in enumerate(ends, start=1)
-        if math.isfinite(per_epoch)
-    )
-    in_all = chosen.num_epochs(chosen.num_levels, epochs)
-    return updates, f"{told}; {in_all:,} epochs in all", ()

@@ -62,7 +62,8 @@ def plan(cfg: DictConfig) -> bool:
 
 
 def _show_plans(previews: Sequence[Preview], *, as_json: bool) -> None:
-    from lightning_prune.report.preview import page, to_json
+    from lightning_prune.report.preview import to_json
+    from lightning_prune.report.preview_rows import page
     from lightning_prune.report.render import page_to_rich
 
     if as_json:

@@ -28,7 +28,7 @@ from lightning_prune import (
 )
 from lightning_prune.examples.data import Digits
 from lightning_prune.examples.tasks import Classifier
-from lightning_prune.report.preview import page
+from lightning_prune.report.preview_rows import page
 from lightning_prune.report.storage import load
 from tests.cli.test_train import STRUCTURED, train
 from tests.hydra_runs import QUIET, SMALL, composed, options

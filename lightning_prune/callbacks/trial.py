@@ -1,0 +1,57 @@
+"""A batch and a call of a module that is not trained, and what stands in their way."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning as L
+
+from lightning_prune.callbacks.evaluation import silenced, step_of
+from lightning_prune.model.calls import Call, capture_call, random_states_kept, undisturbed
+
+
+def detached(model: L.LightningModule) -> L.LightningModule:
+    """Return a copy of a module that belongs to no trainer."""
+    trainer = model._trainer
+    return copy.deepcopy(model, {id(trainer): None} if trainer is not None else {})
+
+
+def first_batch(data: Any, model: L.LightningModule, troubles: list[str]) -> tuple[Any, Any]:
+    """Return the training loader and its first batch, or None for what cannot be had."""
+    device = next((p.device for p in model.parameters()), model.device)
+    try:
+        with random_states_kept(device):
+            loader = data
+            if isinstance(data, L.LightningDataModule):
+                data.prepare_data()
+                data.setup("fit")
+                loader = data.train_dataloader()
+            batch = next(iter(loader), None)
+    except Exception as error:  # whatever a user's data module raises
+        troubles.append(f"`data` gives no batch: {type(error).__name__}: {error}")
+        return None, None
+    if batch is None:
+        troubles.append("`data` gives at least one batch, but got none.")
+    return loader, batch
+
+
+def first_call(
+    module: L.LightningModule, batch: Any, trainer: L.Trainer | None, troubles: list[str]
+) -> Call | None:
+    """Return the call of the model that its own step makes for a batch, on the CPU or where the model is."""
+    from lightning.pytorch.utilities import move_data_to_device
+
+    module._trainer = trainer
+    try:
+        moved = move_data_to_device(batch, next((p.device for p in module.parameters()), module.device))
+        with undisturbed(module), silenced(module), capture_call(module) as caught:
+            step_of(module)(module, moved)
+    except Exception as error:  # whatever a user's step raises
+        troubles.append(f"`training_step` does not run on the first batch: {type(error).__name__}: {error}")
+        return None
+    finally:
+        module._trainer = None
+    if caught.call is None:
+        troubles.append(f"a step of {type(module).__name__} calls no module that has parameters.")
+    return caught.call
