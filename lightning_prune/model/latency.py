@@ -16,6 +16,7 @@ from lightning_prune.model.calls import Call
 from lightning_prune.report.costs import Latency
 
 NUM_ROUNDS = 10
+MAX_ROUNDS = 40
 SECONDS = 0.5  # of measuring each call, over all rounds
 TINY = 1e-3  # of a layer's largest weight
 MAX_SECONDS = 3.0  # of one call: what takes longer is not repeated often enough for quartiles
@@ -48,6 +49,27 @@ def measure_latencies(*calls: Call, seconds: float = SECONDS) -> tuple[Latency, 
         for timer, found in zip(timers, times, strict=True):
             found += timer.blocked_autorange(min_run_time=seconds / NUM_ROUNDS).times
     return tuple(_summary(call, found) for call, found in zip(calls, times, strict=True))
+
+
+def latency_ratio(first: Call, second: Call, *, precision: float) -> float:
+    """Return how long the second call takes, as a fraction of the first: the median of rounds in turns.
+
+    There are at least `NUM_ROUNDS`, and so many more that the median surely (95 %) lies within `precision` of what is
+    returned, or `MAX_ROUNDS` on a machine so busy that it never does.
+
+    Args:
+        first: what the other is compared with.
+        second: what is compared.
+        precision: in fractions of the first call's time, above 0.
+    """
+    timers, ratios = [_timer(first), _timer(second)], list[float]()
+    while len(ratios) < MAX_ROUNDS:
+        one, other = (timer.blocked_autorange(min_run_time=SECONDS / NUM_ROUNDS).median for timer in timers)
+        ratios.append(other / one)
+        between = median_interval(ratios) if len(ratios) >= NUM_ROUNDS else None
+        if between is not None and between[1] - between[0] <= 2.0 * precision:
+            break
+    return statistics.median(ratios)
 
 
 def dense_twin(call: Call) -> Call:

@@ -16,7 +16,7 @@ import torch
 from lightning_prune.core.budgets import Budget
 from lightning_prune.graph import Couplings
 from lightning_prune.model.calls import Call, replaying, tensors_of
-from lightning_prune.model.latency import measure_latencies
+from lightning_prune.model.latency import latency_ratio
 from lightning_prune.model.surgery import execute_
 from lightning_prune.report.progress import working
 from lightning_prune.report.storage import write_text
@@ -40,7 +40,8 @@ def cost_function(
         measured: latencies of before, and those of now.
     """
     if budget.kind == "latency":
-        return _Latency(couplings, call, Measured() if measured is None else measured)
+        known = Measured() if measured is None else measured
+        return _Latency(couplings, call, known, precision=budget.tolerance / 2)
     return counted(budget.kind, couplings, spent)
 
 
@@ -61,8 +62,8 @@ def counted(kind: str, couplings: Couplings, spent: float = 1.0) -> CostOf:
 class _Latency:
     """Measures a smaller copy against the dense model, in turns; the same counts are measured once."""
 
-    def __init__(self, couplings: Couplings, call: Call, measured: Measured) -> None:
-        self.couplings, self.call, self.measured = couplings, call, measured
+    def __init__(self, couplings: Couplings, call: Call, measured: Measured, *, precision: float) -> None:
+        self.couplings, self.call, self.measured, self.precision = couplings, call, measured, precision
         self.place = _place(couplings, call)
 
     def __call__(self, counts: Counts) -> float:
@@ -84,8 +85,7 @@ class _Latency:
             self.call, module=small_root.get_submodule(self.couplings.run.paths[self.call.module])
         )
         with replaying(root, self.call) as dense_call, replaying(small_root, small) as small_call:
-            dense, after = measure_latencies(dense_call, small_call)
-        return after.median_ms / dense.median_ms
+            return latency_ratio(dense_call, small_call, precision=self.precision)
 
 
 class Measured:
