@@ -1,7 +1,5 @@
 """Each recipe of `conf/pruning`, found in the folder: a run that goes on from its middle ends as the whole one does."""
 
-from functools import partial
-
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -10,9 +8,8 @@ from torch import nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from lightning_prune.examples.networks import _Block
-from lightning_prune.model import prices
+from lightning_prune.model import latency
 from lightning_prune.model.history import plans_of
-from lightning_prune.model.latency import measure_latencies
 from tests.callbacks.toy import Toy, data, trainer
 from tests.hydra_runs import composed, options
 
@@ -100,7 +97,7 @@ def is_same(first, second):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
     """Within an epoch, in the middle of the run; with another seed, so that nothing comes out equal by chance."""
-    monkeypatch.setattr(prices, "measure_latencies", partial(measure_latencies, seconds=0.01))
+    monkeypatch.setattr(latency, "SECONDS", 0.01)
     whole = fit(recipe, tmp_path)
     last = max(int(path.stem.split("=")[1]) for path in tmp_path.glob("step=*.ckpt"))
     resumed = fit(recipe, tmp_path / "resumed", tmp_path / f"step={last // 2 + 3}.ckpt", seed=8)

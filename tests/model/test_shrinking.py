@@ -15,7 +15,6 @@ from lightning_prune.model.calls import Call
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.prices import cost_function
 from lightning_prune.model.surgery import execute_
-from lightning_prune.report.costs import Latency
 from tests.members import members
 
 TOKENS = torch.randint(0, 11, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -86,11 +85,12 @@ def test_a_latency_is_measured_on_smaller_copies(monkeypatch):
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     before, calls = params(model), []
 
-    def measured(*given):
-        calls.append([params(call.module) for call in given])
-        return tuple(Latency(float(n), float(n), float(n), 1) for n in calls[-1])
+    def ratio(dense, small, precision):
+        assert precision == 0.025
+        calls.append([params(dense.module), params(small.module)])
+        return calls[-1][1] / calls[-1][0]
 
-    monkeypatch.setattr("lightning_prune.model.prices.measure_latencies", measured)
+    monkeypatch.setattr("lightning_prune.model.prices.latency_ratio", ratio)
     shrink(model, torch.randn(8, 64), budget=Budget(latency=0.5, tolerance=0.05))
     assert params(model) / before == pytest.approx(0.5, abs=0.05)
     assert all(dense == before and small <= before for dense, small in calls)
