@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.evaluation import silenced
-from lightning_prune.core.checks import check_positive, check_range, did_you_mean
+from lightning_prune.core.checks import check_path, check_positive, check_range, did_you_mean
 from lightning_prune.model.calls import capture_call, random_states_kept
 from lightning_prune.model.distillation import distillation_loss, feature_loss
 from lightning_prune.model.whole import read_checkpoint
@@ -72,7 +72,8 @@ class Distillation(L.Callback):
         self.feature_weight = check_range(
             "feature_weight", feature_weight, 0.0, 1e9, "a number of at least 0"
         )
-        self.temperature, self.class_dim, self.output, self.file = temperature, class_dim, output, teacher
+        self.temperature, self.class_dim, self.output = temperature, class_dim, output
+        self.file = None if teacher is None else check_path("teacher", teacher)
         self.features = tuple(features)
         self.teacher: nn.Module | None = None
         self._loaded: dict[str, Any] = {}

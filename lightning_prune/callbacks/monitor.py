@@ -11,6 +11,7 @@ import lightning as L
 from rich.console import Console
 
 from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
+from lightning_prune.core.checks import check_path
 from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
 from lightning_prune.model.shards import has_shards
 from lightning_prune.report.costs import Cost
@@ -37,7 +38,8 @@ class SparsityMonitor(L.Callback):
     """
 
     def __init__(self, folder: str | Path | None = None, *, latency: bool = True, show: bool = True) -> None:
-        self.folder, self.latency, self.show = folder, latency, show
+        self.folder = None if folder is None else check_path("folder", folder)
+        self.latency, self.show = latency, show
         self.report: Report | None = None
         self._cost_before: Cost | None = None
         self._evaluations: list[Evaluation] = []

@@ -23,7 +23,7 @@ from lightning_prune.callbacks.evaluation import (
 from lightning_prune.callbacks.interruption import folder_of, going_on
 from lightning_prune.callbacks.structure import follow_record_
 from lightning_prune.core.budgets import Budget
-from lightning_prune.core.checks import check_choice, check_count
+from lightning_prune.core.checks import check_choice, check_count, check_path
 from lightning_prune.core.criteria import check_can_calibrate, required_statistics
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
@@ -119,7 +119,8 @@ class PostTrainingPruning(PruningCallback):
         self.num_rounds = checked_rounds(num_rounds, budget=budget)
         self.reestimate_batch_norm = reestimate_batch_norm
         self.solver = checked_solver(solver, granularity, blocks, num_rounds)
-        self.blocks, self.unfinished = blocks, unfinished
+        self.blocks = blocks
+        self.unfinished = None if unfinished is None else check_path("unfinished", unfinished)
         self._is_tried = False
 
     def describe(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from lightning_prune.core.regularizers import checked_regularizer
 from lightning_prune.examples.settings import Loading, Optimization
 from lightning_prune.model.export.formats import FORMATS, check_installed, checked_filename
 
-NAMED_CHECKPOINTS = ("best", "last", "hpc")
+NAMED_CHECKPOINTS = ("last", "hpc")
 TRAINER_COUNTS = {"max_epochs": -1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
 """Whole numbers of the Trainer that it does not check itself, and their minimum."""
 TRAINER_FLAGS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 
 def check_number(name: str, value: object, what: str = "a number") -> float:
@@ -83,6 +84,18 @@ def check_count(name: str, value: object, minimum: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"`{name}` is a whole number of at least {minimum}, but got {value!r}.")
+    return value
+
+
+def check_path(name: str, value: object) -> str | Path:
+    """Refuse what is no path.
+
+    Example:
+        >>> check_path("folder", "runs")
+        'runs'
+    """
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError(f"`{name}` is a path, but got {value!r}.")
     return value
 
 
