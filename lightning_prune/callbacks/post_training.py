@@ -37,6 +37,7 @@ from lightning_prune.model.layerwise import check_solver, solve_
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.reconstruction import reconstruct_
 from lightning_prune.model.rounds import prune_in_rounds_
+from lightning_prune.model.stages import lists_in
 from lightning_prune.model.statistics import needs_loss
 from lightning_prune.model.unfinished import Unfinished
 from lightning_prune.model.whole import read_checkpoint
@@ -222,6 +223,7 @@ class PostTrainingPruning(PruningCallback):
         pruner = Pruner(module, self.recipe)
         if self.solver is not None:
             check_solver(self.solver, pruner)
+            lists_in(module, self.blocks)
 
     def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
         is_coupled = isinstance(self.recipe.granularity, Couples)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.core.checks import did_you_mean
 
-CHECKED = ("lightning_prune", "hydra")
+CHECKED = ("lightning_prune", "hydra", "lightning")
 """Packages whose ValueErrors are answers to settings."""
 CHOOSES = ("pruning=", "experiment=")
 """What chooses a recipe on the command line."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from hydra.core.hydra_config import HydraConfig
 
 from lightning_prune.core.checks import check_choice
-from lightning_prune.report.numbers import numbers_of
+from lightning_prune.report.numbers import NAMES, numbers_of
 from lightning_prune.report.storage import write_text
 from lightning_prune.sweep.notes import METRICS_FILE
 
@@ -45,8 +45,8 @@ def chosen(metrics: Metrics, names: str | Iterable[str] | None) -> float | tuple
 def check_can_choose(names: str | Iterable[str] | None, logged: set[str] | None) -> None:
     """Refuse before the run what could not be chosen after it, as far as it is known what a module logs."""
     for name in ([names] if isinstance(names, str) else names) or ():
-        if logged and name.startswith(("train/", "val/", "test/")):
-            check_choice("optimized_metric", name, sorted(logged))
+        if logged and (name.startswith(("train/", "val/", "test/")) or "/" not in name):
+            check_choice("optimized_metric", name, [*sorted(logged), *NAMES])
 
 
 def reported(trainer: L.Trainer) -> Metrics:

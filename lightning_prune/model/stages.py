@@ -178,20 +178,30 @@ def _order(model: nn.Module, matrices: Mapping[Name, Matrix], run: Run) -> list[
     return list(found)
 
 
-def _find_chain(model: nn.Module, run: Run, path: str | None) -> list[nn.Module]:
-    """Return the longest list of modules of which each reads what the one before returns; empty where there is none."""
+def lists_in(model: nn.Module, path: str | None) -> dict[str, list[nn.Module]]:
+    """Return the lists of modules in a model, or the one that lies at a path.
+
+    Raises:
+        ValueError: none lies there.
+    """
     lists = {
         name: list(module)
         for name, module in model.named_modules()
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1
     }
-    if path is not None:
-        if path not in lists:
-            raise ValueError(
-                f"`blocks` is the path of an nn.ModuleList or nn.Sequential, but got {path!r}."
-                f"{did_you_mean(path, list(lists))}"
-            )
-        lists = {path: lists[path]}
+    if path is None:
+        return lists
+    if path not in lists:
+        raise ValueError(
+            f"`blocks` is the path of an nn.ModuleList or nn.Sequential, but got {path!r}."
+            f"{did_you_mean(path, list(lists))}"
+        )
+    return {path: lists[path]}
+
+
+def _find_chain(model: nn.Module, run: Run, path: str | None) -> list[nn.Module]:
+    """Return the longest list of modules of which each reads what the one before returns; empty where there is none."""
+    lists = lists_in(model, path)
     seen = _seen({block for blocks in lists.values() for block in blocks}, run)
     chains = [blocks for blocks in lists.values() if _is_chain(blocks, seen)]
     if path is not None and not chains:

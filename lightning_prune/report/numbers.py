@@ -6,6 +6,8 @@ from lightning_prune.report.costs import Cost
 from lightning_prune.report.data import Report
 
 SIZES_OF_COST = ("params", "nonzeros", "macs", "effective_macs", "num_bytes", "gzip_bytes")
+NAMES = ("sparsity", *SIZES_OF_COST, "latency_ms", "latency_low_ms", "latency_high_ms")
+"""What is there beside the metrics that a module logs, and what begins with "dense/"."""
 
 
 def numbers_of(report: Report) -> dict[str, float]:
