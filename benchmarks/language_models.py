@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import tempfile
 import time
 import warnings
@@ -79,19 +80,18 @@ def run(words: list[str], root: str) -> dict[str, Any]:
 
 
 def trained(root: str, cache: Path, steps: int, seed: int) -> Path:
-    """Return a checkpoint of the dense model, trained if it is not there."""
-    path = cache / f"gpt-{steps}-{seed}.ckpt"
+    """Return a checkpoint of the dense model; a training that was interrupted goes on from its last hundred steps."""
+    path, part = cache / f"gpt-{steps}-{seed}.ckpt", cache / f"gpt-{steps}-{seed}-part.ckpt"
     if not path.is_file():
-        words = [
-            f"+trainer.max_steps={steps}",
-            "trainer.max_epochs=-1",
-            f"seed={seed}",
-            "+trainer.limit_val_batches=0",
+        words = [f"+trainer.max_steps={steps}", "trainer.max_epochs=-1", "+trainer.limit_val_batches=0"]
+        words += [f"seed={seed}", f"callbacks.checkpoint.dirpath={cache}", "test=false"]
+        every = math.gcd(steps, 100)
+        words += [
+            f"callbacks.checkpoint.filename={part.stem}",
+            f"+callbacks.checkpoint.every_n_train_steps={every}",
         ]
-        run(
-            [*words, f"callbacks.checkpoint.dirpath={cache}", f"callbacks.checkpoint.filename={path.stem}"],
-            root,
-        )
+        run([*words, f"ckpt_path={part}"] if part.is_file() else words, root)
+        part.rename(path)
     return path
 
 
