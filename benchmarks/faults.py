@@ -219,7 +219,7 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-TRIALS = {"killed": 5, "killed in a write": 3, "disk full": 2, "cut off": 1, "flipped bits": 1}
+TRIALS = {"killed": 3, "killed in a write": 2, "disk full": 1, "cut off": 1, "flipped bits": 1}
 """How many of each kind a recipe goes through."""
 OUTCOMES = ("as the whole", "refused", "broken")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,21 +60,10 @@ def analyse(
         ValueError: a value out of its range, a metric that is not logged, curves of something else, or a sparsity
             that the curves do not reach.
     """
-    for value in (sparsity, *sparsities):
-        check_sparsity("sparsity", value)
-    largest = max(sparsities, default=0.0)
-    if sparsity > largest:
-        raise ValueError(f"`sparsity` is at most the largest of `sparsities`, {largest}, but got {sparsity}.")
+    _check_sparsities(sparsity, sparsities)
     targets = select_targets(model, include=include, exclude=exclude)
     done = _read(Path(curves), metric, targets) if curves is not None else {}
     path = folder / CURVES_FILE
-
-    def evaluate(_: object) -> float:
-        found = trainer.validate(model, datamodule, verbose=False)
-        logged = found[0] if found else {}
-        if not logged:
-            raise ValueError("`data` has validation data for this, but got none: set data.num_val.")
-        return float(logged[check_choice("metric", metric, logged)])
 
     def shown(runs: Iterable[Any]) -> Iterator[Any]:
         """Write what there is after each run; `sensitivity` fills `done` in place."""
@@ -81,24 +72,50 @@ def analyse(
                 yield run
                 _write(path, metric, done)
 
-    try:
+    evaluate = partial(_validated, trainer, datamodule, metric)
+    with _told_where(path):
         found = sensitivity(
             model, evaluate, sparsities, include=include, exclude=exclude, done=done, progress=shown
         )
-    except (KeyboardInterrupt, SystemExit):  # a trainer that validates ends the process itself
+    sign = 1.0 if is_lower_better(metric) else -1.0
+    losses = {name: {s: sign * value for s, value in curve.items()} for name, curve in found.items()}
+    allocation = allocate(losses, {name: p.numel() for name, p in targets.items()}, sparsity)
+    _write(path, metric, found, allocation)
+    _show(metric, found, allocation)
+    _draw(folder / PICTURE_FILE, metric, found)
+    return allocation
+
+
+def _check_sparsities(sparsity: float, sparsities: Sequence[float]) -> None:
+    for value in (sparsity, *sparsities):
+        check_sparsity("sparsity", value)
+    largest = max(sparsities, default=0.0)
+    if sparsity > largest:
+        raise ValueError(f"`sparsity` is at most the largest of `sparsities`, {largest}, but got {sparsity}.")
+
+
+def _validated(
+    trainer: L.Trainer, datamodule: L.LightningDataModule, metric: str, model: L.LightningModule
+) -> float:
+    """Return a metric that validation logs."""
+    found = trainer.validate(model, datamodule, verbose=False)
+    logged = found[0] if found else {}
+    if not logged:
+        raise ValueError("`data` has validation data for this, but got none: set data.num_val.")
+    return float(logged[check_choice("metric", metric, logged)])
+
+
+@contextmanager
+def _told_where(path: Path) -> Iterator[None]:
+    """Say where the curves lie if one is interrupted: a trainer that validates ends the process itself."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
         if path.is_file():
             Console().print(
                 f"The curves so far lie in {path}; go on with curves={path}.", soft_wrap=True, markup=False
             )
         raise
-    sign = 1.0 if is_lower_better(metric) else -1.0
-    losses = {name: {s: sign * value for s, value in curve.items()} for name, curve in found.items()}
-    sizes = {name: parameter.numel() for name, parameter in targets.items()}
-    allocation = allocate(losses, sizes, sparsity)
-    _write(path, metric, found, allocation)
-    _show(metric, found, allocation)
-    _draw(folder / PICTURE_FILE, metric, found)
-    return allocation
 
 
 def _read(path: Path, metric: str, targets: Mapping[str, object]) -> Curves:

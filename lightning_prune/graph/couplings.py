@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,32 +12,16 @@ from torch import Tensor, nn
 
 from lightning_prune.core.patterns import listed
 from lightning_prune.graph.depth import Block, find_blocks, find_branches
-from lightning_prune.graph.equations import solve, ties
+from lightning_prune.graph.equations import ties
 from lightning_prune.graph.groups import Group, Places, find_groups, recognised
-from lightning_prune.graph.integers import Attribute
-from lightning_prune.graph.plan import Plan, Scale
+from lightning_prune.graph.plan import Plan
+from lightning_prune.graph.planning import Choice, plan_of
 from lightning_prune.graph.projection import Counts, mask_of, size_of
-from lightning_prune.graph.replay import replay
+from lightning_prune.graph.record import Record
 from lightning_prune.graph.run import Run
 from lightning_prune.graph.scales import Folding, fold_scales
-from lightning_prune.graph.trace import Record, record_run
-from lightning_prune.graph.types import Type, atoms, find, freeze, is_frozen
-
-Choice = Mapping[str, Tensor]
-"""Group name -> bool (size,), True is kept."""
-
-
-class Unsolvable(ValueError):  # noqa: N818
-    """A choice that the model's code cannot follow.
-
-    Args:
-        reason: why.
-        groups: those that are to blame; without them, another choice may do.
-    """
-
-    def __init__(self, reason: str, groups: Collection[str]) -> None:
-        super().__init__(f"{reason}: {', '.join(groups)} cannot be pruned so.")
-        self.reason, self.groups = reason, tuple(groups)
+from lightning_prune.graph.trace import record_run
+from lightning_prune.graph.types import atoms, find, freeze, is_frozen
 
 
 class Couplings:
@@ -51,7 +35,6 @@ class Couplings:
     def __init__(self, run: Run, record: Record) -> None:
         self.run, self.record = run, record
         self.shapes = {name: tuple(t.shape) for name, (t, _) in record.tensors.items()}
-        self._foldings: list[Folding] | None = None
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -71,6 +54,11 @@ class Couplings:
     def branches(self) -> dict[str, Block]:
         """The branches whose sum with the residual stream can go without them, by path."""
         return find_branches(self.record)
+
+    @cached_property
+    def foldings(self) -> list[Folding]:
+        """Where the code derives a factor from a size, and what can take up its correction."""
+        return fold_scales(self.record)
 
     @property
     def frozen(self) -> dict[str, str]:
@@ -118,7 +106,7 @@ class Couplings:
 
     def sizes(self, counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of all tensors when groups keep `counts` indices; those not named stay whole."""
-        atom_counts = self._by_atom(counts)
+        atom_counts = self.by_atom(counts)
         return {
             name: tuple(size_of(node, atom_counts) for node in types)
             for name, (_, types) in self.record.tensors.items()
@@ -126,7 +114,7 @@ class Couplings:
 
     def num_params(self, counts: Mapping[str, int]) -> int:
         """Return the number of parameters of the model when groups keep `counts` indices."""
-        atom_counts = self._by_atom(counts)
+        atom_counts = self.by_atom(counts)
         return sum(
             math.prod(size_of(node, atom_counts) for node in types)
             for tensor, types in self.record.tensors.values()
@@ -140,7 +128,7 @@ class Couplings:
 
     def macs(self, counts: Mapping[str, int]) -> int:
         """Return the multiply-accumulates of the traced call when groups keep `counts` indices."""
-        atom_counts = self._by_atom(counts)
+        atom_counts = self.by_atom(counts)
         return sum(
             math.prod(size_of(node, atom_counts) for node in term)
             for op in self.record.ops
@@ -150,7 +138,7 @@ class Couplings:
     def masks(self, choice: Choice) -> dict[str, Tensor]:
         """Return masks of the tensors that a choice touches, True is kept; views that are broadcast, not copies."""
         found = {}
-        for name, kept in self._kept(choice).items():
+        for name, kept in self.kept(choice).items():
             mask = torch.ones((), dtype=torch.bool)
             for dim, along in kept.items():
                 mask = mask & along.view([-1 if d == dim else 1 for d in range(len(self.shapes[name]))])
@@ -163,37 +151,13 @@ class Couplings:
         Raises:
             Unsolvable: the model's code has sizes that cannot follow this choice.
         """
-        counts = {name: int(mask.sum()) for name, mask in choice.items()}
-        atom_counts = self._by_atom(counts)
-        found, broken = solve(self.record.equations, atom_counts)
-        if broken:
-            reason = "; ".join(dict.fromkeys(equation.reason for equation, _ in broken))
-            self._blame((atom for _, involved in broken for atom in involved), reason, atom_counts)
-        attributes = self._attributes(found)
-        if (wrong := replay(self.run, self.record, atom_counts, attributes)) is not None:
-            reason, op = wrong
-            touched = (
-                []
-                if op is None
-                else [a for _, types in [*op.inputs, *op.outputs] for t in types for a in atoms(t)]
-            )
-            self._blame(touched, reason, atom_counts)
-        return Plan(
-            slices={
-                name: {dim: tuple(mask.nonzero().flatten().tolist()) for dim, mask in kept.items()}
-                for name, kept in self._kept(choice).items()
-            },
-            shapes=self.shapes,
-            attributes=attributes,
-            scales=self._scales(atom_counts, found),
-            replaced=self._replaced(attributes),
-            groups={name: (group.size, counts.get(name, group.size)) for name, group in self.groups.items()},
-        )
+        return plan_of(self, choice)
 
-    def _by_atom(self, counts: Mapping[str, int]) -> Counts:
+    def by_atom(self, counts: Mapping[str, int]) -> Counts:
+        """Return the counts of groups by their atoms."""
         return {self.groups[name].atom: count for name, count in counts.items()}
 
-    def _kept(self, choice: Choice) -> dict[str, dict[int, Tensor]]:
+    def kept(self, choice: Choice) -> dict[str, dict[int, Tensor]]:
         """Return masks along the dims of the tensors that lose something."""
         masks = {self.groups[name].atom: mask.cpu() for name, mask in choice.items() if not bool(mask.all())}
         found: dict[str, dict[int, Tensor]] = {}
@@ -202,53 +166,6 @@ class Couplings:
                 if any(atom in masks for atom in atoms(node)):
                     found.setdefault(name, {})[dim] = mask_of(node, masks)
         return found
-
-    def _blame(self, candidates: Iterable[Type], reason: str, counts: Counts) -> None:
-        """Raise with the groups among `candidates` that lose indices; with all that do, where none is among them."""
-        names = {group.atom: name for name, group in self.groups.items()}
-        losing = {atom for atom, count in counts.items() if count < atom.size}
-        guilty = dict.fromkeys(names[a] for a in candidates if a in losing) or dict.fromkeys(
-            names[a] for a in losing
-        )
-        raise Unsolvable(reason, list(guilty))
-
-    def _scales(self, counts: Counts, found: Mapping[Attribute, int]) -> tuple[Scale, ...]:
-        """Return the factors that keep scores as they were where the code derives them from a size that changes."""
-        if self._foldings is None:
-            self._foldings = fold_scales(self.record)
-        scales: list[Scale] = []
-        for folding in self._foldings:
-            factor = folding.correction(counts, found)
-            if factor == 1.0:
-                continue
-            if not folding.targets:
-                self._blame(folding.atoms(), f"{folding.where} derives a factor from a size", counts)
-            scales += [s for s in folding.scales(factor) if s not in scales]
-        return tuple(scales)
-
-    def _attributes(self, found: Mapping[Attribute, int]) -> dict[str, dict[str, Any]]:
-        """Return the attributes that change: path -> name -> value."""
-        modules = {path: module for module, path in self.run.paths.items()}
-        changed: dict[str, dict[str, Any]] = {}
-        for attribute, value in found.items():
-            if value == attribute.value:
-                continue
-            place = changed.setdefault(attribute.path, {})
-            if attribute.index is None:
-                place[attribute.name] = value
-            else:
-                entries = list(place.get(attribute.name, vars(modules[attribute.path])[attribute.name]))
-                entries[attribute.index] = value
-                place[attribute.name] = tuple(entries)
-        return changed
-
-    def _replaced(self, attributes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-        return {
-            path: "attention"
-            for module, path in self.run.paths.items()
-            if type(module) is nn.MultiheadAttention
-            and {"num_heads", "head_dim", "value_dim"} & set(attributes.get(path, {}))
-        }
 
 
 def trace(

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_prune.graph.record import ModuleCall, Record
 from lightning_prune.graph.rules.table import Op
-from lightning_prune.graph.trace import ModuleCall, Record
 
 SAME = {"alias", "clone", "detach", "_to_copy", "contiguous", "dropout", "native_dropout"}
 """Operations that hand on what comes in."""

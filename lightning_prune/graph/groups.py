@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_prune.core.scopes.rankings import kind_of
 from lightning_prune.graph.projection import occurrences, project
+from lightning_prune.graph.record import Record
 from lightning_prune.graph.rules.products import BATCHED, GROUPED
-from lightning_prune.graph.trace import Record
 from lightning_prune.graph.types import Type, atoms, factors, find, is_frozen
 
 ROLES = ("channel", "head", "head_dim", "part")

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune.graph.flexible import flexible_attention
 from lightning_prune.graph.projection import Counts, size_of
+from lightning_prune.graph.record import Record
 from lightning_prune.graph.rules.table import Op
 from lightning_prune.graph.run import Run, stage
-from lightning_prune.graph.trace import BY_PRODUCT, SILENT, Record
+from lightning_prune.graph.trace import BY_PRODUCT, SILENT
 from lightning_prune.graph.types import find
 
 

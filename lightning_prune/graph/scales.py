@@ -19,8 +19,8 @@ from lightning_prune.graph.integers import Environment, Expression, attributes_o
 from lightning_prune.graph.plan import Scale
 from lightning_prune.graph.projection import Counts
 from lightning_prune.graph.python_calls import ScaleSite
+from lightning_prune.graph.record import Record
 from lightning_prune.graph.rules.table import Op
-from lightning_prune.graph.trace import Record
 from lightning_prune.graph.types import Type, atoms
 
 Target = tuple[str, int]

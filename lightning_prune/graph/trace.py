@@ -6,10 +6,8 @@ sizes are still the integers that the code computed them from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,61 +16,20 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.graph.attributes import traced_integers
 from lightning_prune.graph.equations import Equation
 from lightning_prune.graph.flexible import flexible_attention
-from lightning_prune.graph.integers import Attribute, TracedInt, traced_sqrt
-from lightning_prune.graph.python_calls import PythonCalls, ScaleSite
+from lightning_prune.graph.integers import Attribute
+from lightning_prune.graph.python_calls import PythonCalls
+from lightning_prune.graph.record import ModuleCall, Record
 from lightning_prune.graph.refinement import ConflictError, unify
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule_of
 from lightning_prune.graph.run import Run, plain_name, stage, tensors_in
 from lightning_prune.graph.types import Type, find, frozen_type
 
-NOT_SIZES = {"training", "padding_idx", "stride", "padding", "dilation", "kernel_size", "output_padding"}
 BY_PRODUCT = "by-product of an operation"
 SILENT = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default", "aten.detach_.default"}
 """Operations that the two runs of a model need not agree on."""
-
-
-@dataclass(frozen=True, eq=False)
-class ModuleCall:
-    """One call of a module.
-
-    Args:
-        path: of the module.
-        module: itself.
-        input: the first positional argument if it is a tensor; without any, the first keyword argument that is one.
-        output: what it returned, or the first entry of that, if it is a tensor.
-        num_outputs: how long the tuple is that it returned, or None where it is none.
-        argument: the name of `input`, where it is passed by keyword.
-    """
-
-    path: str
-    module: nn.Module
-    input: Tensor | None
-    output: Tensor | None
-    num_outputs: int | None = None
-    argument: str | None = None
-
-
-@dataclass(eq=False)
-class Record:
-    """What one run of a model has shown.
-
-    Args:
-        tensors: parameters and buffers by name, and the types of their dims.
-        ops: all ATen operations in their order, with the types of inputs and outputs.
-        equations: between sizes in the code and types.
-        scales: where a factor was computed from the size of a dim, as in attention.
-        calls: of modules, in the order in which they returned.
-        is_fake: whether the run was on fake tensors; some models need real ones.
-    """
-
-    tensors: dict[str, tuple[Tensor, Types]]
-    ops: list[Op] = field(default_factory=list)
-    equations: list[Equation] = field(default_factory=list)
-    scales: list[ScaleSite] = field(default_factory=list)
-    calls: list[ModuleCall] = field(default_factory=list)
-    is_fake: bool = True
 
 
 class Tracer:
@@ -171,7 +128,7 @@ def _record(run: Run, *, fake: bool) -> Record:
             stage(run.model, run.args, run.kwargs, fake=fake, training=run.training)
         )
         stack.enter_context(flexible_attention(run.paths))
-        stack.enter_context(_traced_integers(run.paths))
+        stack.enter_context(traced_integers(run.paths))
         stack.enter_context(_calls_followed(tracer, run.paths))
         stack.enter_context(_AtenCalls(tracer))
         stack.enter_context(PythonCalls(tracer))
@@ -199,29 +156,6 @@ def _checked_sizes(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[Equat
             attribute = Attribute(path, name, None, getattr(module, name))
             found.append(Equation(attribute, tracer.types(weight)[dim], f"{name} of {path}"))
     return found
-
-
-@contextmanager
-def _traced_integers(paths: Mapping[nn.Module, str]) -> Iterator[None]:
-    """Let integer attributes of modules remember that they are that."""
-    with ExitStack() as stack:
-        for module, path in paths.items():
-            for name, value in list(vars(module).items()):
-                if not name.startswith("_") and name not in NOT_SIZES:
-                    vars(module)[name] = _traced_attribute(path, name, value)
-                    stack.callback(vars(module).__setitem__, name, value)
-        stack.callback(setattr, math, "sqrt", math.sqrt)
-        math.sqrt = traced_sqrt  # type: ignore[assignment]
-        yield
-
-
-def _traced_attribute(path: str, name: str, value: Any) -> Any:
-    if type(value) is int and value > 1:
-        return TracedInt(value, Attribute(path, name, None, value))
-    if type(value) in (tuple, list) and 0 < len(value) <= 8 and all(type(entry) is int for entry in value):
-        entries = (TracedInt(n, Attribute(path, name, i, n)) if n > 1 else n for i, n in enumerate(value))
-        return type(value)(entries)
-    return value
 
 
 @contextmanager

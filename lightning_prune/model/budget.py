@@ -57,11 +57,33 @@ def solve(
     def distance(counts: Counts) -> float:
         return abs(cost_of(counts) - budget.fraction)
 
-    least = sum(allowed(0, len(found), granularity) for found in scores.values())
+    sizes = {name: len(found) for name, found in scores.items()}
+    least = sum(allowed(0, size, granularity) for size in sizes.values())
+    most = 1.0 - least / sum(sizes.values())
+    above, below, best = _bisected(budget, cost_of, at, most, NUM_MEASURED if guide else NUM_BISECTIONS)
+    moves = _Moves(sizes, granularity, ties)
+    if guide is None:
+        best = _approached(budget, cost_of, best, moves)
+    else:
+        best = min((best, _between(budget, cost_of, above, below, ties)), key=distance)
+        best = _guided(budget, cost_of, guide, best, moves)
+    if distance(best) > budget.tolerance:
+        raise out_of_reach(budget, cost_of(best))
+    return best
+
+
+def _bisected(
+    budget: Budget, cost_of: CostOf, at: Callable[[float], Counts], most: float, num: int
+) -> tuple[Counts, Counts, Counts]:
+    """Return the counts between which the budget lies, dearer and cheaper, and the nearest, in `num` steps at most."""
+
+    def distance(counts: Counts) -> float:
+        return abs(cost_of(counts) - budget.fraction)
+
     low, above = 0.0, at(0.0)
-    high, below = _most(at, 1.0 - least / sum(len(found) for found in scores.values()))
+    high, below = _most(at, most)
     best = min((above, below), key=distance)
-    for _ in range(NUM_BISECTIONS if guide is None else NUM_MEASURED):
+    for _ in range(num):
         if distance(best) < budget.tolerance / 4 or cost_of(below) > budget.fraction:
             break
         middle = (low + high) / 2
@@ -71,15 +93,7 @@ def solve(
         else:
             high, below = middle, found
         best = min((best, found), key=distance)
-    moves = _Moves({n: len(found) for n, found in scores.items()}, granularity, ties)
-    if guide is None:
-        best = _approached(budget, cost_of, best, moves)
-    else:
-        best = min((best, _between(budget, cost_of, above, below, ties)), key=distance)
-        best = _guided(budget, cost_of, guide, best, moves)
-    if distance(best) > budget.tolerance:
-        raise out_of_reach(budget, cost_of(best))
-    return best
+    return above, below, best
 
 
 def out_of_reach(budget: Budget, nearest: float) -> ValueError:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_prune.core.types import Name, Solver
-from lightning_prune.graph.trace import Record
+from lightning_prune.graph.record import Record
 from lightning_prune.model.activations import owners_of
 from lightning_prune.model.calibration import call_model, evaluating
 from lightning_prune.model.group_pruning import GroupPruner

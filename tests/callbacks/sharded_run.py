@@ -17,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lightning_prune import (
     ERK,
     LAMP,
+    OWL,
     APoZ,
     Block,
+    GeometricMedian,
     Global,
     Local,
     Movement,
@@ -52,6 +54,13 @@ PUT_TOGETHER = {
     "random": {"criterion": Random(seed=3)},
     "columns": {"granularity": Slice(dim=1)},
     "blocks": {"granularity": Block(2, 2)},
+    "owl": {"scope": OWL()},
+    "median": {
+        "criterion": GeometricMedian(),
+        "granularity": Slice(dim=0),
+        "scope": Local(),
+        "exclude": ["net.4"],
+    },
 }
 OTHERS = {
     "ste": {"masking": StraightThrough()},
@@ -75,7 +84,7 @@ class Net(L.LightningModule):
         self.net = nn.Sequential(
             nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 3)
         )
-        self.tensor_parallel = kind in ("tensor", "both")
+        self.kind, self.tensor_parallel = kind, kind in ("tensor", "both")
 
     def configure_model(self):
         if self.device_mesh is None or self.tensor_parallel is None:
@@ -85,7 +94,14 @@ class Net(L.LightningModule):
 
             plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
             parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
-        if self.device_mesh["data_parallel"].size() > 1:
+        if self.kind == "hybrid":  # shards within each half of the processes, and copies of them in the other
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+            for part in (self.net[0], self.net[2], self.net):
+                fully_shard(part, mesh=mesh)
+        elif self.device_mesh["data_parallel"].size() > 1:
             from torch.distributed.fsdp import fully_shard
 
             for layer in (self.net[0], self.net[2]):
@@ -196,6 +212,8 @@ def run_four(folder: Path) -> None:
         run(case, "ddp", out)
         run(case, "sharded", out)
     run("local", "both", out)
+    run("local", "hybrid", out)
+    run("lamp", "hybrid", out)
     run("local", "sharded", out, folder / "local-sharded" / "step=5.ckpt")
     run("local", "full", out, folder / "local-full" / "step=5.ckpt")
 

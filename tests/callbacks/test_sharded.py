@@ -128,6 +128,18 @@ def test_sharded_along_two_dims_of_the_mesh(folder, four):
     assert same(found[2]["masks"], expected["masks"]) and found[2]["leaks"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["local", "lamp"])
+def test_sharded_in_each_half_with_copies_in_the_other(four, case):
+    """HSDP: by rows, and put together; counts of copies are no counts of more weights."""
+    expected, *_ = states(four, f"{case}-ddp", 4)
+    found = states(four, f"{case}-hybrid", 4)
+    for state in found:
+        assert same(state["masks"], expected["masks"]) and state["leaks"] == 0
+        assert state["updates"] == expected["updates"] and state["by_rows"] is (case == "local")
+        assert same(state["weights"], found[0]["weights"])
+
+
 @pytest.mark.parametrize(
     ("strategy", "callback", "message"),
     [
