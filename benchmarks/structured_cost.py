@@ -150,6 +150,8 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tools", nargs="+", default=["ours", "torch-pruning"])
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--depths", type=int, nargs="*", default=list(DEPTHS), help="llama layers")
     parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
@@ -158,10 +160,10 @@ def main() -> None:
         return
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for _ in range(options.repeats):
-        for name in MODELS:
+        for name in options.models:
             for tool in options.tools:
                 found.setdefault(name, {}).setdefault(tool, []).append(fresh(tool, name))
-        for num in DEPTHS:
+        for num in options.depths:
             found.setdefault(f"llama, {num} layers", {}).setdefault("ours", []).append(
                 fresh("depth", str(num))
             )
