@@ -37,25 +37,28 @@ class StandIns:
         self.couplings = couplings
         self.precision = WIDE if wide else {}
         self.own = {name: tensor for name, (tensor, _) in couplings.record.tensors.items()}
-        self.tensors = {name: self._converted(t.detach()) for name, t in ({**self.own, **tensors}).items()}
+        self.tensors = {name: tensor.detach() for name, tensor in {**self.own, **tensors}.items()}
 
     def masked(self, choice: Choice, args: Any, kwargs: Any) -> list[Tensor]:
         """Return the outputs with zeros for all that goes; means and variances run over what survives."""
         masks = self.couplings.masks(choice)
-        values = {
-            name: tensor.masked_fill(~masks[name].to(tensor.device), 0) if name in masks else tensor
-            for name, tensor in self.tensors.items()
-        }
+        values = {name: self._converted(tensor) for name, tensor in self.tensors.items()}
+        for name in values.keys() & masks.keys():
+            values[name] = values[name].masked_fill(~masks[name].to(values[name].device), 0)
         return self._run(values, {}, args, kwargs, choice)
 
     def small(self, plan: Plan, args: Any, kwargs: Any) -> list[Tensor]:
         """Return the outputs with tensors sliced and scaled, and attributes set, as planned."""
-        values = dict(self.tensors)
-        for scale in plan.scales:
-            if scale.name in values:
-                values[scale.name] = scaled(values[scale.name], scale)
-        for name in values.keys() & plan.slices.keys():
-            values[name] = sliced(values[name], plan.slices[name])
+        values = {
+            name: self._converted(sliced(tensor, plan.slices.get(name, {})))
+            for name, tensor in self.tensors.items()
+            if not any(scale.name == name for scale in plan.scales)
+        }
+        for name in self.tensors.keys() - values.keys():
+            wide = self._converted(self.tensors[name])
+            for scale in (scale for scale in plan.scales if scale.name == name):
+                wide = scaled(wide, scale)
+            values[name] = sliced(wide, plan.slices.get(name, {}))
         return self._run(values, plan.attributes, args, kwargs, None)
 
     def _run(
