@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, revision
+from benchmarks.record import RESULTS, facts, revision
 
 Block = dict[str, Any]
 """Counts by name, as dicts from what is counted to how often; and what `failed`, as rows with their seeds."""
@@ -90,6 +90,19 @@ def parser(name: str, text: str | None) -> ArgumentParser:
     made.add_argument("--redo", action="store_true", help="run blocks again in which something failed")
     made.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     return made
+
+
+def run_seeds(
+    name: str, text: str | None, num: int, trials: Callable[[str], Block], summary: Callable[[Ledger], str]
+) -> None:
+    """Run blocks of seeds as the command line says, and print what came of them."""
+    options = parser(name, text)
+    options.add_argument("--num", type=int, default=num, help="how many")
+    options.add_argument("--first", type=int, default=0, help="the first seed")
+    found = options.parse_args()
+    ledger = Ledger(found.out, facts(found.first))
+    ledger.run(keys_of(found.first, found.num), trials, found)
+    print(summary(ledger))
 
 
 def seeds_of(key: str) -> range:

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.blocks import Block, Ledger, keys_of, parser, seeds_of
+from benchmarks.blocks import Block, Ledger, run_seeds, seeds_of
 from benchmarks.random_configs import Unclear, dense_checkpoint, random_job, run
-from benchmarks.record import facts, table
+from benchmarks.record import table
 
 OUTCOMES = ("ran", "refused", "late", "unclear")
 SECONDS = 600  # of wall time for one job, on a busy machine
@@ -81,15 +81,5 @@ def summary(ledger: Ledger) -> str:
     return f"{whole}\n\n{table([{'refused because': why, 'times': str(n)} for why, n in refused.most_common(20)])}"
 
 
-def main() -> None:
-    options = parser("fuzz_configs", __doc__)
-    options.add_argument("--num", type=int, default=6000, help="number of configurations")
-    options.add_argument("--first", type=int, default=0, help="the first seed")
-    found = options.parse_args()
-    ledger = Ledger(found.out, facts(found.first))
-    ledger.run(keys_of(found.first, found.num), trials, found)
-    print(summary(ledger))
-
-
 if __name__ == "__main__":
-    main()
+    run_seeds("fuzz_configs", __doc__, 6000, trials, summary)

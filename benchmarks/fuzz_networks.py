@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.blocks import Block, Ledger, keys_of, parser, seeds_of
-from benchmarks.record import facts, table
+from benchmarks.blocks import Block, Ledger, run_seeds, seeds_of
+from benchmarks.record import table
 from benchmarks.zoo.random_pruning import VISIBLE, WrongError, fuzz
 
 OUTCOMES = ("equal", "nothing removed", "refused", "wrong", "crash")
@@ -81,15 +81,5 @@ def summary(ledger: Ledger) -> str:
     return f"{whole}\n\n{table([{'refused because': why, 'times': str(n)} for why, n in refused.most_common(12)])}"
 
 
-def main() -> None:
-    options = parser("fuzz_networks", __doc__)
-    options.add_argument("--num", type=int, default=3000, help="number of networks")
-    options.add_argument("--first", type=int, default=0, help="the first seed")
-    found = options.parse_args()
-    ledger = Ledger(found.out, facts(found.first))
-    ledger.run(keys_of(found.first, found.num), trials, found)
-    print(summary(ledger))
-
-
 if __name__ == "__main__":
-    main()
+    run_seeds("fuzz_networks", __doc__, 3000, trials, summary)
