@@ -240,6 +240,8 @@ def trials(recipe: str) -> Block:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(recipe, Path(folder))  # so that what is read and imported when it is needed is there in all forks
     whole = whole_run(recipe)
     counts: dict[str, Counter[Outcome]] = {kind: Counter() for kind in TRIALS}
     broken = []

@@ -1,5 +1,7 @@
 """Each recipe of `conf/pruning`, found in the folder: a run that goes on from its middle ends as the whole one does."""
 
+from functools import cache
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -53,13 +55,18 @@ class Module(Toy):
         return self.network(x)
 
 
-def build(recipe):
+@cache
+def settings_of(recipe):
     pruning = composed(f"pruning={recipe}", *FITTING.get(recipe, [])).callbacks.pruning
     pruning.report = False
     for name, number in FEWER.items():
         if name in pruning:
             pruning[name] = min(number, pruning[name])
-    return instantiate(pruning)
+    return pruning
+
+
+def build(recipe):
+    return instantiate(settings_of(recipe))
 
 
 def fit(recipe, folder, ckpt_path=None, seed=7):
