@@ -19,6 +19,7 @@ from lightning_prune import (
     APoZ,
     Budget,
     Channel,
+    LeastSquares,
     Local,
     Movement,
     PerRow,
@@ -131,8 +132,10 @@ def save(fit, module, callback, path: Path, first=None) -> None:
 
 
 def run_once(folder: Path) -> None:
-    """Train, then prune once at the end."""
-    callback = PostTrainingPruning(0.5, granularity=Channel(multiple_of=1), report=False)
+    """Train, then prune once at the end, and make up for what goes."""
+    callback = PostTrainingPruning(
+        0.5, granularity=Channel(multiple_of=1), solver=LeastSquares(), report=False
+    )
     settings = {"max_epochs": 1, "strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
     fit = trainer(callback, ModelCheckpoint(folder / "once"), default_root_dir=folder / "once", **settings)
     module = Sharded()
