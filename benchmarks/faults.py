@@ -9,8 +9,8 @@ each, over the last one. Each trial is a process of its own, forked from this on
 - cut off, flipped bits: its checkpoint is damaged, and it is resumed from that.
 
 Whatever is resumed has to end as the run without interruption, tensor for tensor, or be refused with a clear error
-before its first step. A trial that does neither is printed with its seed. Metrics that were logged count, too, but where
-no step was left to be made: Lightning does not validate again then.
+before its first step. A trial that does neither is printed with its seed. What was logged, and the state of the random
+generator, count where a step was left to be made: Lightning does nothing of that kind any more where none was.
 """
 
 from __future__ import annotations
