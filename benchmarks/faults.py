@@ -72,6 +72,11 @@ def is_metric_of_level(name: str) -> bool:
     return "'levels'" in name and "'level')" not in name and "'sparsity')" not in name
 
 
+def is_result(name: str) -> bool:
+    """Whether a leaf is what training has come to, rather than what it draws and logs on the way."""
+    return "'metrics'" not in name and "'random'" not in name
+
+
 def digest(leaf: Any) -> str:
     content = leaf.contiguous().view(-1).numpy().tobytes() if torch.is_tensor(leaf) else repr(leaf).encode()
     return hashlib.sha256(content).hexdigest()
@@ -206,12 +211,8 @@ class Trial:
         if code != 0:
             return "broken", f"it ended with {code}"
         found, expected = json.loads((self.folder / DIGEST).read_text()), self.expected
-        if (
-            not steps.exists()
-        ):  # it was killed behind its last step: nothing is trained, and nothing logged, any more
-            found, expected = (
-                {n: v for n, v in d.items() if "'metrics'" not in n} for d in (found, expected)
-            )
+        if not steps.exists():  # it was killed behind its last step: nothing is drawn or logged any more
+            found, expected = ({n: v for n, v in d.items() if is_result(n)} for d in (found, expected))
         other = [name for name, value in expected.items() if found.get(name) != value]
         same = not other and found.keys() == expected.keys()
         return ("as the whole", "") if same else ("broken", f"{len(other)} leaves differ: {other[:3]}")
