@@ -76,9 +76,8 @@ def _layers(layers: Sequence[PlannedLayer], limit: int) -> Table:
     if any(layer.macs is not None for layer in layers):
         columns["MACs"] = counts(*(layer.macs_after for layer in layers))
     columns["bytes"] = [size(layer.num_bytes_after) for layer in layers]
-    return Table(
-        "Layers, as expected", tuple(columns), elided(list(zip(*columns.values(), strict=True)), limit)
-    )
+    found = elided(list(zip(*columns.values(), strict=True)), limit)
+    return Table("Layers, as expected", tuple(columns), found, spare=("shape", "bytes"))
 
 
 def _removed(layer: PlannedLayer) -> str:
