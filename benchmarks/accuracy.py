@@ -5,9 +5,10 @@
     python -m benchmarks.accuracy --show
 
 A run is what `python train.py pruning=METHOD pruning.sparsity=S` does, with the setting's data, network and epochs. The
-baselines: `one_shot` (no training after pruning), `random`, and Lightning's own ModelPruning by global magnitude, given
-the increments with which its compounding amounts follow the same cubic ramp. Each setting has a results file; runs that
-are in it are not repeated, so an interrupted benchmark goes on where it stopped, and methods can be added later.
+baselines: `one_shot` (no training after pruning), the same at random, `random` (along the ramp), and Lightning's own
+ModelPruning by global magnitude, given the increments with which its compounding amounts follow the same cubic ramp.
+Each setting has a results file; runs that are in it are not repeated, so an interrupted benchmark goes on where it
+stopped, and methods can be added later.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelPruning
 from omegaconf import open_dict
 
-from benchmarks.accuracy_tables import GRADUAL, MODEL_PRUNING, is_more_better
+from benchmarks.accuracy_tables import AT_RANDOM, GRADUAL, MODEL_PRUNING, is_more_better
 from lightning_prune import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +40,7 @@ class Setting:
 
 SETTINGS = {
     "mlp-mnist": Setting(10, ["model=lenet_300_100", "data=mnist", *ON_ALL]),
+    "mlp-mnist-subset": Setting(10, ["model=lenet_300_100", "data=mnist", *ON_SOME]),
     "lenet5-mnist": Setting(4, ["model=lenet5", "data=mnist", *ON_ALL]),
     "lenet5-mnist-subset": Setting(8, ["model=lenet5", "data=mnist", *ON_SOME]),
     "mlp-fashion": Setting(10, ["model=lenet_300_100", "data=fashion_mnist", *ON_ALL]),
@@ -55,7 +56,7 @@ SETTINGS = {
 }
 """Subsets are the first 12,000 images, for a CPU: seconds a run."""
 SMALL = ("mlp-fashion-subset", "lenet5-mnist-subset", "resnet8-fashion-subset")
-TELLING = (GRADUAL, "one_shot", "random", "rigl", "rigl_mean", "set", "static", MODEL_PRUNING)
+TELLING = (GRADUAL, "one_shot", AT_RANDOM, "random", "rigl", "rigl_mean", "set", "static", MODEL_PRUNING)
 """What is worth running where time is short."""
 
 
@@ -91,21 +92,22 @@ IN_TRAININGS = {
 
 
 def methods() -> list[str]:
-    """Return the recipes that take a sparsity and remove single weights, and the baseline from Lightning."""
+    """Return the recipes that take a sparsity and remove single weights, and the baselines."""
     found = []
     for path in sorted((ROOT / "conf" / "pruning").glob("*.yaml")):
         if path.stem not in LEFT_OUT:
             pruning = composed(Run("mlp-mnist", path.stem, 0.5, 0)).get("pruning")
             if pruning and pruning.get("sparsity") is not None:
                 found.append(path.stem)
-    return [*found, MODEL_PRUNING]
+    return [*found, AT_RANDOM, MODEL_PRUNING]
 
 
 def composed(run: Run, root: str = "", folder: str = ".", accelerator: str = "cpu") -> Any:
     """Compose the configuration of a run; recipes that set their own sparsity leave it as it is."""
     setting, method, sparsity, seed = run
     epochs, overrides = SETTINGS[setting].epochs, SETTINGS[setting].words
-    recipe = "none" if method in ("dense", MODEL_PRUNING) else method
+    recipe = {"dense": "none", MODEL_PRUNING: "none", AT_RANDOM: "one_shot"}.get(method, method)
+    overrides = [*overrides, "pruning/criterion=random"] if method == AT_RANDOM else overrides
     words = [*overrides, f"pruning={recipe}", f"trainer.max_epochs={epochs}", f"seed={seed}"]
     one = max(2, epochs // 5)
     levels, short = (epochs - one) // one, (epochs - one) // (one - 1)

@@ -13,10 +13,12 @@ from benchmarks.record import table
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- accuracy tables: python -m benchmarks.accuracy --readme -->", "<!-- end of them -->"
 MODEL_PRUNING = "Lightning's ModelPruning"
+AT_RANDOM = "one_shot at random"
 GRADUAL = "global_unstructured"
 EXPECTED = (
     (GRADUAL, "one_shot"),
-    ("one_shot", "random"),
+    (GRADUAL, "random"),
+    ("one_shot", AT_RANDOM),
     ("rigl", "set"),
     ("rigl_mean", "set"),
     ("set", "static"),

@@ -10,7 +10,17 @@ import pytest
 
 from benchmarks.accuracy import SETTINGS, Run, main, methods
 from benchmarks.accuracy_runs import SMALL, TELLING, composed, model_pruning
-from benchmarks.accuracy_tables import BEGIN, END, EXPECTED, MODEL_PRUNING, README, orders, placed, summary
+from benchmarks.accuracy_tables import (
+    AT_RANDOM,
+    BEGIN,
+    END,
+    EXPECTED,
+    MODEL_PRUNING,
+    README,
+    orders,
+    placed,
+    summary,
+)
 from benchmarks.record import RESULTS
 
 
@@ -20,7 +30,7 @@ def found() -> list[str]:
 
 
 def test_all_recipes_that_remove_single_weights_take_part(found: list[str]) -> None:
-    assert {"global_unstructured", "one_shot", "random", MODEL_PRUNING} <= set(found)
+    assert {"global_unstructured", "one_shot", AT_RANDOM, "random", MODEL_PRUNING} <= set(found)
     assert not {"none", "global_structured", "heads", "n_of_m"} & set(found)
     assert set(TELLING) <= set(found) and {name for pair in EXPECTED for name in pair} <= set(TELLING)
     assert set(SMALL) <= set(SETTINGS)
@@ -69,7 +79,9 @@ def test_each_order_says_by_how_much_and_whether_it_is_noise() -> None:
     assert told(rigl=[97.0, 97.1], set=[98.0, 98.1]) == "-1.00 ± 0.07 **does not hold**"
     assert told(rigl=[98.2, 98.1], set=[98.0]) == "+0.15 (one seed)"
     assert told(rigl=[98.2]) == ""
-    perplexities = [{"method": m, "sparsity": 0.9, "ppl": v} for m, v in (("one_shot", 6.0), ("random", 9.0))]
+    perplexities = [
+        {"method": m, "sparsity": 0.9, "ppl": v} for m, v in (("one_shot", 6.0), (AT_RANDOM, 9.0))
+    ]
     assert orders(perplexities, "ppl").endswith("90% +3.00 (one seed)")
 
 
