@@ -112,9 +112,9 @@ class Hooks(L.Callback):
     def on_train_start(self, trainer, pl_module):
         statistics = self.callback.pruner.statistics
         note = statistics.note_gradients
-        statistics.note_gradients = lambda *args: (
+        statistics.note_gradients = lambda *args, **kwargs: (
             self.noted.append(trainer.fit_loop.total_batch_idx),
-            note(*args),
+            note(*args, **kwargs),
         )
 
     def on_before_backward(self, trainer, pl_module, loss):
