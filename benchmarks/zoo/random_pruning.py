@@ -95,8 +95,8 @@ def trial_in_steps(seed: int) -> dict[str, Any]:
             recipe = replace(recipe, granularity=Channel(multiple_of=1))
         pruner = GroupPruner(example.model, recipe, Call(example.model, example.args, {}))
         for fraction in (0.3, 0.7, 1.0):
-            dense = copy.deepcopy(example)
             pruner.update_(fraction)
+            dense = copy.deepcopy(example)  # masked: of a group that cannot be cut, zeros are left
             if coin(draw, 0.3):
                 resumed = GroupPruner(example.model, pruner.recipe, pruner.call)
                 resumed.load_state_dict(pruner.state_dict())
