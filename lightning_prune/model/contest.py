@@ -65,13 +65,15 @@ class Contest:
         """Refuse what not even the smallest model reaches, or what the scope cannot; a latency is seen when measured.
 
         Raises:
-            ValueError: a budget below what is left when all groups keep the least that they may, or too much sparsity.
+            ValueError: a budget below what is left when all groups keep the least that they may, too much sparsity, or
+                names that match none.
         """
         budget, scope = self.recipe.budget, self.recipe.scope
         if budget is None:
+            final = self.final_sparsity  # a scope that goes by names sees to it that there are such
             if isinstance(scope, Checks):
                 nothing = {name: torch.zeros(size) for name, size in self.sizes.items()}
-                scope.check(GroupScores(nothing, self.kinds), self.final_sparsity)
+                scope.check(GroupScores(nothing, self.kinds), final)
         elif budget.kind != "latency":
             least = {name: allowed(0, size, self.granularity) for name, size in self.sizes.items()}
             cost = counted(budget.kind, self.couplings, self.spent)(least)

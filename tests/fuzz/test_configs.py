@@ -67,6 +67,8 @@ def test_settings_are_those_of_the_recipe_and_of_the_noun():
         (["pruning=gradual", "trainer.devices=text"], "`devices` selected with"),
         (["pruning=global_structured", "pruning.sparsity=null", "pruning/budget=params",
           "pruning.budget.params=0.001"], "`budget` params=0.001 is out of reach"),
+        (["pruning=reconstruct_channels", "model=convnet", "pruning.sparsity={network.head: 0.5, *: 0.8}"],
+         "`sparsities` has a pattern that matches no weight: 'network.head'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
