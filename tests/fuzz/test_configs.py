@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.random_configs import Job, dense_checkpoint, fields_of, random_job, run, settings_of
 
-BLOCKS = {"a few": (range(12), 2, 3), "many": (range(20_000, 20_150), 50, 50)}
+BLOCKS = {"a few": (range(12), 2, 3), "many": (range(20_000, 20_150), 25, 50)}
 
 
 @pytest.fixture(scope="module")
