@@ -74,7 +74,7 @@ def compactly(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.
     steps.follow({name: parameters[name] for name in masks}, masks)
 
     def after(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        done = steps.finish()
+        done = steps.masked
         rest = [name for name in masks if id(parameters[name]) not in done]
         apply_masks_([parameters[name].detach() for name in rest], [masks[name] for name in rest])
 

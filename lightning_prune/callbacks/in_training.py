@@ -181,7 +181,7 @@ class InTraining(PruningCallback):
         A step outside of a batch is none: torch takes one, of length 0, to have a state that a sharded checkpoint can
         be read into.
         """
-        masked = self._compact.finish(optimizer)
+        masked = self._compact.masked(optimizer)
         if not self._is_in_batch:
             return
         self._count()

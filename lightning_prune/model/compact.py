@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.core.types import Masks, Name
 from lightning_prune.model.apply import apply_masks_
@@ -26,21 +28,22 @@ class Part:
     Args:
         mask: of the parameter; True is kept.
         index: where the survivors lie in the flat parameter, ascending.
-        weight: their values while the optimizer steps, and their gradients.
+        weight: their values while the optimizer steps.
+        gradient: that of the weight.
         version: of the parameter when it was last known to be masked, as torch counts the writes to it; -1 is never.
     """
 
     mask: Tensor
     index: Tensor
     weight: nn.Parameter
+    gradient: Tensor
     version: int = -1
 
     @classmethod
     def of(cls, parameter: nn.Parameter, mask: Tensor) -> Part:
         index = mask.flatten().nonzero().squeeze(1)
         weight = nn.Parameter(parameter.new_empty(len(index)))
-        weight.grad = torch.empty_like(weight)
-        return cls(mask, index, weight)
+        return cls(mask, index, weight, torch.empty_like(weight.detach()))
 
     def packed(self, value: Any) -> Any:
         """Return a state tensor of the parameter's shape as one of its survivors; all else as it is."""
@@ -74,6 +77,7 @@ class CompactSteps:
         self._hooks = ExitStack()
         hooks: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
             (optimizer.register_step_pre_hook, self._before_step),
+            (partial(_register_first, optimizer), self._after_step),
             (optimizer.register_state_dict_post_hook, self._whole_state_dict),
             (optimizer.register_load_state_dict_post_hook, self._pack_loaded),
         ]
@@ -96,31 +100,28 @@ class CompactSteps:
                     self._take(parameter, mask)
 
     def restore(self) -> None:
-        """Write what was stepped into the parameters, and give them back to the optimizer."""
+        """Write what was stepped into the parameters, masked, and give them back to the optimizer."""
         stepped = {self.parts[parameter].weight: parameter for parameter in self._versions}
         for group in self.optimizer.param_groups if stepped else ():
             group["params"] = [stepped.get(parameter, parameter) for parameter in group["params"]]
         for weight, parameter in stepped.items():
             part = self.parts[parameter]
             _flat(parameter).index_copy_(0, part.index, weight.detach())
-            _move(self.optimizer.state, weight, parameter)
-
-    def finish(self) -> set[int]:
-        """Do what follows a step: write it down, and mask what someone else has written to; return what is masked."""
-        self.restore()
-        ids = {id(parameter) for parameter in self._versions}
-        for parameter, before in self._versions.items():
-            part = self.parts[parameter]
-            if before != part.version:
+            if self._versions[parameter] != part.version:  # someone else has written to it
                 apply_masks_([parameter.detach()], [part.mask])
             part.version = parameter._version
+            _move(self.optimizer.state, weight, parameter)
         self._versions = {}
-        return ids
+
+    @property
+    def masked(self) -> set[int]:
+        """The ids of the parameters that are masked, since nothing has written to them after their last step."""
+        return {id(p) for p, part in self.parts.items() if p._version == part.version}
 
     def release(self) -> None:
         """Give the optimizer its whole state back; `follow` begins anew."""
         self.is_following = False
-        self.finish()
+        self.restore()
         for parameter in list(self.parts):
             self._release(parameter)
 
@@ -155,10 +156,12 @@ class CompactSteps:
 
         return (args[0], closed), {name: value for name, value in kwargs.items() if name != "closure"}
 
+    def _after_step(self, *_: Any) -> None:
+        self.restore()
+
     @torch.no_grad()
     def _exchange(self) -> None:
         self.restore()  # of a step that has raised
-        self._versions = {}
         for parameter in list(self.parts):
             if parameter.grad is None:
                 continue  # the optimizer passes over it
@@ -166,17 +169,17 @@ class CompactSteps:
                 self._release(parameter)
                 continue
             part = self.parts[parameter]
-            assert part.weight.grad is not None
             self._versions[parameter] = parameter._version
             torch.index_select(_flat(parameter), 0, part.index, out=part.weight.detach())
-            torch.index_select(parameter.grad.reshape(-1), 0, part.index, out=part.weight.grad)
+            torch.index_select(parameter.grad.reshape(-1), 0, part.index, out=part.gradient)
+            part.weight.grad = part.gradient
             _move(self.optimizer.state, parameter, part.weight)
         for group in self.optimizer.param_groups if self._versions else ():
             group["params"] = [self.parts[p].weight if p in self._versions else p for p in group["params"]]
 
     def _whole_state_dict(self, optimizer: Optimizer, state_dict: State) -> State:
         """Let what is saved be of the parameters' shapes."""
-        self.restore()
+        self.restore()  # of a step that has raised
         number = {p: i for i, p in enumerate(_parameters(optimizer))}
         state = dict(state_dict["state"])
         for parameter, part in self.parts.items():
@@ -205,9 +208,9 @@ class CompactOptimizers:
         if steps is not None and not steps.is_following:
             steps.follow(targets, masks)
 
-    def finish(self, optimizer: Optimizer) -> set[int]:
-        """Do what follows a step; return the ids of the parameters that are masked already."""
-        return self._steps[optimizer].finish() if optimizer in self._steps else set()
+    def masked(self, optimizer: Optimizer) -> set[int]:
+        """Return the ids of the parameters that are masked already after a step."""
+        return self._steps[optimizer].masked if optimizer in self._steps else set()
 
     def release(self) -> None:
         """Give all their whole state back."""
@@ -228,6 +231,13 @@ def release(optimizer: Optimizer) -> None:
     """Give an optimizer its whole state back, for whoever is about to change it."""
     for steps in _ALL.get(optimizer, ()):
         steps.release()
+
+
+def _register_first(optimizer: Optimizer, hook: Callable[..., Any]) -> RemovableHandle:
+    """Register a hook that runs before all others behind a step, which are to find the parameters as they are now."""
+    handle = optimizer.register_step_post_hook(hook)
+    optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+    return handle
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

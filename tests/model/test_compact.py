@@ -70,7 +70,7 @@ class Training:
         loss.backward()
         return loss
 
-    def run(self, num, by_closure=False):
+    def run(self, num, by_closure=False, is_alone=True):
         for _ in range(num):
             if self.steps is not None and not self.steps.is_following:
                 self.steps.follow(self.targets, self.masks)
@@ -79,8 +79,8 @@ class Training:
             else:
                 self.loss()
                 self.optimizer.step()
-            done = self.steps.finish() if self.steps is not None else set()
-            assert self.steps is None or len(done) == len(self.steps.parts) == 2
+            done = self.steps.masked if self.steps is not None else set()
+            assert self.steps is None or ((len(done) == 2) == is_alone and len(self.steps.parts) == 2)
             self.mask(done)
         return self
 
@@ -160,7 +160,6 @@ def test_gradients_that_are_not_numbers_do_not_reach_what_is_masked():
     training.loss()
     weight.grad[~mask] = float("nan")
     training.optimizer.step()
-    training.steps.finish()
     assert bool(weight.isfinite().all())
 
 
@@ -171,7 +170,6 @@ def test_parameters_without_a_gradient_are_passed_over():
     training.loss()
     weight.grad = None
     training.optimizer.step()
-    training.steps.finish()
     assert torch.equal(weight, before[0])
     assert training.optimizer.state[weight]["step"] == before[1]
 
@@ -183,9 +181,38 @@ def test_a_step_that_raises_leaves_the_optimizer_usable():
     with pytest.raises(TypeError):
         training.optimizer.step()
     training.optimizer.param_groups[0]["lr"] = 0.01
+    training.optimizer.zero_grad()
     training.optimizer.state_dict()
-    training.steps.close()
     assert training.optimizer.param_groups[0]["params"] == list(training.model.parameters())
+    training.run(1)
+
+
+@pytest.mark.parametrize("change", ["clamp", "noise"])
+def test_hooks_of_others_behind_a_step_find_and_keep_what_it_has_made(change):
+    """Those that were registered before, too, as in `configure_optimizers`."""
+
+    def build(parameters):
+        parameters = list(parameters)
+        optimizer = optim.SGD(parameters, 0.05, momentum=0.9)
+        draw = torch.Generator().manual_seed(3)
+
+        def after(*_):
+            for parameter in parameters:
+                assert all(
+                    p is q for p, q in zip(optimizer.param_groups[0]["params"], parameters, strict=True)
+                )
+                noise = torch.randn(parameter.shape, generator=draw) * 1e-3
+                parameter.detach().add_(noise) if change == "noise" else parameter.detach().clamp_(
+                    -0.02, 0.02
+                )
+
+        optimizer.register_step_post_hook(after)
+        return optimizer
+
+    whole = Training(build, compact=False).run(6)
+    compact = Training(build, compact=True).run(6, is_alone=False)
+    for a, b in zip(whole.model.parameters(), compact.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("change", ["mask_state_", "cut_state_", "close"])
