@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -74,15 +73,13 @@ class CompactSteps:
         self.is_following = False
         """Whether there are masks to go by; not before `follow`, nor after `release`."""
         self._versions: dict[nn.Parameter, int] = {}
-        self._hooks = ExitStack()
-        hooks: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
-            (optimizer.register_step_pre_hook, self._before_step),
-            (partial(_register_first, optimizer), self._after_step),
-            (optimizer.register_state_dict_post_hook, self._whole_state_dict),
-            (optimizer.register_load_state_dict_post_hook, self._pack_loaded),
-        ]
-        for register, hook in hooks:
-            self._hooks.callback(register(hook).remove)
+        self._hooks, self._is_behind = ExitStack(), False
+        for handle in (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_state_dict_post_hook(self._whole_state_dict),
+            optimizer.register_load_state_dict_post_hook(self._pack_loaded),
+        ):
+            self._hooks.callback(handle.remove)
         _ALL.setdefault(optimizer, []).append(self)
 
     def follow(self, targets: Mapping[Name, nn.Parameter], masks: Masks) -> None:
@@ -98,6 +95,9 @@ class CompactSteps:
                     known = None
                 if known is None and mask is not None and is_worth_it(self.optimizer, group, parameter, mask):
                     self._take(parameter, mask)
+        if self.parts and not self._is_behind:
+            self._hooks.callback(_register_first(self.optimizer, self._after_step).remove)
+            self._is_behind = True
 
     def restore(self) -> None:
         """Write what was stepped into the parameters, masked, and give them back to the optimizer."""
@@ -119,7 +119,7 @@ class CompactSteps:
         return {id(p) for p, part in self.parts.items() if p._version == part.version}
 
     def release(self) -> None:
-        """Give the optimizer its whole state back; `follow` begins anew."""
+        """Give the optimizer its whole state back; `follow` begins anew. Hooks stay: one of them may be running."""
         self.is_following = False
         self.restore()
         for parameter in list(self.parts):
