@@ -126,7 +126,11 @@ def test_the_plain_lines_are_what_make_does():
     plain = next(block for block in blocks("bash") if "-m venv" in block)
     for target in ("demo", "test"):
         printed = subprocess.run(
-            ["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True
+            ["make", "--no-print-directory", "-n", "-B", target],  # which it prints where make runs the tests
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         for line in printed.stdout.splitlines():
             if not line.startswith("touch"):
