@@ -10,7 +10,7 @@ import argparse
 import gc
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4),
     "fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True),
 }
+Measure = Callable[[str, str, int, int], dict[str, Any]]
 Make = Callable[[nn.Module, Masks, Callable[[nn.Module], torch.optim.Optimizer]], torch.optim.Optimizer]
 
 
@@ -195,11 +196,14 @@ def result(way: str, built: Built, times: list[float], plain: list[float]) -> di
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def run_all(
+    name: str, text: str | None, measure: Measure, *, optimizers: Sequence[str], num_rounds: int
+) -> None:
+    """Measure each network with each optimizer, as the command line says, print the tables and write the record."""
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(optimizers))
+    parser.add_argument("--rounds", type=int, default=num_rounds)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,20 +214,22 @@ def main() -> None:
             record["runs"].append(run)
             print(f"\n{network}, {optimizer}, batch {NETWORKS[network][1][0]}, {args.rounds} rounds")
             print(table([show(way, row) for way, row in run["ways"].items()]), flush=True)
-    print(f"\n{write('overhead', record).name}")
+    print(f"\n{write(name, record).name}")
 
 
 def show(way: str, row: dict[str, Any]) -> dict[str, str]:
     (_, seconds, _), (low, ratio, high) = row["seconds"], row["ratio"]
-    return {
+    line = {
         "way": way,
         "ms a step": f"{seconds * 1e3:.2f}",
         "ratio to plain": f"{ratio:.3f}",
         "quartiles": f"{low:.3f} – {high:.3f}",
-        "of it masking itself": f"{row['masking_to_plain']:.3f}" if "masking" in row else "–",
-        "live MB": f"{row['live_bytes'] / 1e6:.1f}",
     }
+    if "live_bytes" in row:
+        line["of it masking itself"] = f"{row['masking_to_plain']:.3f}" if "masking" in row else "–"
+        line["live MB"] = f"{row['live_bytes'] / 1e6:.1f}"
+    return line
 
 
 if __name__ == "__main__":
-    main()
+    run_all("overhead", __doc__, measure, optimizers=list(OPTIMIZERS), num_rounds=40)

@@ -7,7 +7,6 @@ with that of plain training in the same round.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 import warnings
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.overhead import NETWORKS, OPTIMIZERS, SPARSITY
-from benchmarks.record import facts, quartiles, table, write
+from benchmarks.overhead import NETWORKS, OPTIMIZERS, SPARSITY, run_all
+from benchmarks.record import quartiles
 from lightning_prune import InitialPruning, Magnitude, TrainTimePruning, Window
 
 NUM_BATCHES = {"lenet": 60, "mlp": 12, "resnet": 3}
@@ -122,36 +121,8 @@ def measure(network: str, optimizer: str, num_rounds: int, seed: int) -> dict[st
     return {"network": network, "optimizer": optimizer, "rounds": num_rounds, "ways": rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=["sgd", "adamw"])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    record = facts(args.seed) | {"sparsity": SPARSITY, "runs": []}
-    for network in args.networks:
-        for optimizer in args.optimizers:
-            run = measure(network, optimizer, args.rounds, args.seed)
-            record["runs"].append(run)
-            print(f"\n{network}, {optimizer}, batch {NETWORKS[network][1][0]}, {args.rounds} rounds")
-            print(table([show(way, row) for way, row in run["ways"].items()]), flush=True)
-    print(f"\n{write('overhead_in_fit', record).name}")
-
-
-def show(way: str, row: dict[str, Any]) -> dict[str, str]:
-    (_, seconds, _), (low, ratio, high) = row["seconds"], row["ratio"]
-    return {
-        "way": way,
-        "ms a step": f"{seconds * 1e3:.2f}",
-        "ratio to plain": f"{ratio:.3f}",
-        "quartiles": f"{low:.3f} – {high:.3f}",
-    }
-
-
-if __name__ == "__main__":
-    main()
+    run_all("overhead_in_fit", __doc__, measure, optimizers=["sgd", "adamw"], num_rounds=9)
