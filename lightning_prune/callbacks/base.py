@@ -18,6 +18,7 @@ from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
+from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.model.group_pruning import GroupPruner
@@ -47,7 +48,7 @@ class PruningCallback(L.Callback):
     """Whether masks hold while a model trains."""
 
     def __init__(self, recipe: Recipe, *, report: bool) -> None:
-        self.recipe, self.report = recipe, report
+        self.recipe, self.report = recipe, check_flag("report", report)
         self.pruner: AnyPruner | None = None
         self.dense: nn.Module | None = None
         self.updates: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from lightning_prune.callbacks.evaluation import calibration_batches
 from lightning_prune.callbacks.ownership import check_alone, check_there
 from lightning_prune.callbacks.run_length import resolve_window
 from lightning_prune.callbacks.structure import averaged_models
+from lightning_prune.core.checks import check_flag
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Prescribes, Schedule
@@ -45,7 +46,7 @@ class InTraining(PruningCallback):
         self, recipe: Recipe, *, schedule: Schedule, window: Window, report: bool, compact: bool
     ) -> None:
         super().__init__(recipe, report=report)
-        self.compact = compact
+        self.compact = check_flag("compact", compact)
         self._compact = CompactOptimizers()
         check_timing(schedule, window)
         self.schedule, self.window = schedule, window

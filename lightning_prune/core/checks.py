@@ -87,6 +87,18 @@ def check_count(name: str, value: object, minimum: int) -> int:
     return value
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Refuse what is neither True nor False: a word such as "no" would count as True.
+
+    Example:
+        >>> check_flag("report", False)
+        False
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` is True or False, but got {value!r}.")
+    return value
+
+
 def check_path(name: str, value: object) -> str | Path:
     """Refuse what is no path.
 

@@ -86,6 +86,12 @@ def test_the_run_is_the_same_bit_for_bit(name, build, options):
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize("name", ["compact", "report"])
+def test_a_word_is_no_flag(name):
+    with pytest.raises(ValueError, match=f"`{name}` is True or False, but got 'no'"):
+        TrainTimePruning(0.5, **{name: "no"})
+
+
 def test_two_optimizers_by_hand_are_followed_each():
     (ours, _, _), (whole, _, _) = (fit("train-time", GAN(), compact=way) for way in (True, False))
     assert all(torch.equal(ours[name], whole[name]) for name in whole)
