@@ -4,7 +4,8 @@
     python -m benchmarks.accuracy --root ../shared/data --small
     python -m benchmarks.accuracy --show
 
-A run is what `python train.py pruning=METHOD pruning.sparsity=S` does, with the setting's data, network and epochs. The
+A run is what `python train.py pruning=METHOD pruning.sparsity=S` does, with the setting's data, network and epochs;
+methods that prune after training start from the checkpoint of one dense network for each seed, as `train=false` does. The
 baselines: `one_shot` (no training after pruning), the same at random, `random` (along the ramp), and Lightning's own
 ModelPruning by global magnitude, given the increments with which its compounding amounts follow the same cubic ramp.
 Each setting has a results file; runs that are in it are not repeated, so an interrupted benchmark goes on where it
@@ -43,6 +44,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--small", action="store_true", help="by default fewer settings, methods, sparsities")
     parser.add_argument("--out", type=Path, default=RESULTS / "accuracy", help="folder of the results files")
+    parser.add_argument(
+        "--trained", type=Path, default=ROOT / "outputs" / "accuracy", help="folder of the dense networks"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     parser.add_argument("--accelerator", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--show", action="store_true", help="only print what the results files hold")
@@ -68,7 +72,7 @@ def carry_out(missing: Sequence[Run], options: argparse.Namespace, rows: Found) 
         Progress(*columns) as progress,
     ):
         task = progress.add_task("", total=len(missing))
-        todo = {pool.submit(result, run, options.root, options.accelerator): run for run in missing}
+        todo = {pool.submit(result, run, options.root, options.accelerator, options.trained): run for run in missing}
         for future in as_completed(todo):
             run = todo[future]
             progress.advance(task)

@@ -76,6 +76,7 @@ LEFT_OUT = {
     "rows",
     "global_structured",
     "local_structured",
+    "reconstruct_channels",
     "network_slimming",
     "sparse_learning",
     "heads",
@@ -102,8 +103,16 @@ def methods() -> list[str]:
     return [*found, AT_RANDOM, MODEL_PRUNING]
 
 
-def composed(run: Run, root: str = "", folder: str = ".", accelerator: str = "cpu") -> Any:
-    """Compose the configuration of a run; recipes that set their own sparsity leave it as it is."""
+def composed(run: Run, root: str = "", folder: str = ".", accelerator: str = "cpu", kept: Path | None = None) -> Any:
+    """Compose the configuration of a run; recipes that set their own sparsity leave it as it is.
+
+    Args:
+        run: what to train.
+        root: folder of the data; by default the configuration's own.
+        folder: where the run's files go.
+        accelerator: `cpu` or `gpu`.
+        kept: the checkpoint of the dense network, which a dense run writes and a recipe that prunes after training reads.
+    """
     setting, method, sparsity, seed = run
     epochs, overrides = SETTINGS[setting].epochs, SETTINGS[setting].words
     recipe = {"dense": "none", MODEL_PRUNING: "none", AT_RANDOM: "one_shot"}.get(method, method)
@@ -132,7 +141,27 @@ def composed(run: Run, root: str = "", folder: str = ".", accelerator: str = "cp
                 "epochs": epochs,
             }
             cfg.callbacks = {"pruning": target}
+        if kept is not None and method == "dense":
+            cfg.callbacks = {"checkpoint": checkpoint(kept)}
+        elif kept is not None and is_after_training(cfg):
+            cfg.train, cfg.ckpt_path = False, str(kept)
     return cfg
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    """Return the callback that writes the weights of the last epoch to `path`."""
+    return {
+        "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "dirpath": str(path.parent),
+        "filename": path.stem,
+        "save_weights_only": True,
+        "enable_version_counter": False,
+    }
+
+
+def is_after_training(cfg: Any) -> bool:
+    """Whether a configuration's recipe prunes what is trained, so that one dense network serves them all."""
+    return bool((cfg.get("pruning") or {}).get("_target_", "").endswith(".PostTrainingPruning"))
 
 
 def model_pruning(sparsity: float, epochs: int) -> ModelPruning:
@@ -155,15 +184,31 @@ def model_pruning(sparsity: float, epochs: int) -> ModelPruning:
     )
 
 
-def result(run: Run, root: str, accelerator: str = "cpu") -> dict[str, Any]:
-    """Train once and return the metric of the test, an accuracy in percent."""
+def result(run: Run, root: str, accelerator: str = "cpu", trained: Path | None = None) -> dict[str, Any]:
+    """Train once, or prune what is trained, and return the metric of the test, an accuracy in percent.
+
+    Args:
+        run: what to train.
+        root: folder of the data.
+        accelerator: `cpu` or `gpu`.
+        trained: folder of the dense networks, for the methods that prune after training: their seconds are those of
+            pruning and testing. Without it, each trains its own.
+    """
+    kept = trained / f"{run.setting}-{run.seed}.ckpt" if trained is not None else None
+    if kept is not None and not kept.is_file() and run.method != "dense":
+        carried_out(run._replace(method="dense", sparsity=0.0), root, accelerator, kept)
+    return carried_out(run, root, accelerator, kept)
+
+
+def carried_out(run: Run, root: str, accelerator: str, kept: Path | None) -> dict[str, Any]:
+    """Do what `result` says, the dense network being there or not asked for."""
     gc.collect()  # the run before, its data above all
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     metric = SETTINGS[run.setting].metric
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        cfg = composed(run, root, folder, accelerator)
+        cfg = composed(run, root, folder, accelerator, kept)
         HydraConfig.instance().set_config(cfg)
         metrics = cli.train(cfg)
     assert isinstance(metrics, dict)
