@@ -182,8 +182,7 @@ def gradients(seed=0, num=9, out=3, size=8):
 def fisher_by_hand(samples, damping):
     """The inverse of one block by Woodbury's recursion, eq. 9 of the paper, a gradient at a time."""
     n, size = samples.shape
-    mean = np.mean(np.sum(samples**2, 0) / n)
-    inverse = np.eye(size) / (damping * mean)
+    inverse = np.eye(size) / damping
     for g in samples:
         column = inverse @ g
         inverse = inverse - np.outer(column, column) / (n + g @ column)
@@ -196,18 +195,15 @@ def test_wood_fisher_prunes_by_the_inverse_of_each_block(block):
     found, mask = WoodFisher(block)(weight=weight, gradients=grads, quota=Quota(Local(), 10, (3, 8)))
     flat, samples = weight.double().flatten().numpy(), grads.double().flatten(1).numpy()
     parts = [slice(i, min(i + block, 24)) for i in range(0, 24, block)]
-    if 24 % block and block < 24:  # the last block is filled up, which its mean counts
-        parts, flat, samples = parts[:-1], flat[: 24 // block * block], samples[:, : 24 // block * block]
     kept, result = mask.flatten().numpy(), found.flatten().numpy()
-    costs = np.zeros(len(flat))
+    costs, added = np.zeros(24), 0.1 * np.mean(samples**2)
     for part in parts:
-        inverse = fisher_by_hand(samples[:, part], 0.01)
+        inverse = fisher_by_hand(samples[:, part], added)
         costs[part] = flat[part] ** 2 / (2 * np.diag(inverse))
         gone = ~kept[part]
         # all that go at once: w - F^-1 E (E^T F^-1 E)^-1 E^T w
         change = inverse[:, gone] @ np.linalg.solve(inverse[np.ix_(gone, gone)], flat[part][gone])
         np.testing.assert_allclose(result[part], flat[part] - change, rtol=1e-3, atol=1e-4)
-    kept = kept[: len(flat)]
     assert costs[kept].min() >= costs[~kept].max() and int(mask.sum()) == 10
 
 
@@ -219,6 +215,19 @@ def test_a_block_of_one_is_optimal_brain_damage_and_nothing_makes_up_for_it():
     cost = (weight.square() * grads.square().mean(0)).flatten()
     assert torch.equal(mask.flatten(), cost >= cost.sort(descending=True).values[9])
     torch.testing.assert_close(found, weight * mask, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [ALPS(), SparseGPT(), WoodFisher(3), WoodFisher(24)], ids=str)
+def test_weights_that_nothing_depends_on_go_first_however_large(solver):
+    """An input that is never on; it must not count as one that is on by itself, however small the others are."""
+    weight, x, _ = layer(out=3, size=8)
+    grads = gradients()[1]
+    weight[:, 2] *= 100.0
+    x[:, 2] = grads[:, :, 2] = 0.0
+    known = {"weight": weight, "quota": Quota(Local(), 12, (3, 8))}
+    known |= {"gram": 1e-6 * x.t() @ x, "gradients": 1e-6 * grads}
+    _, mask = solver(**{name: known[name] for name in needs_of(solver)})
+    assert int(mask.sum()) == 12 and not mask[:, 2].any()
 
 
 @pytest.mark.parametrize("solver", members("solver"), ids=str)

@@ -57,7 +57,7 @@ class ALPS:
 
     def __call__(self, *, weight: Tensor, gram: Tensor, quota: Quota) -> tuple[Tensor, Tensor]:
         quadratic = damped(gram.double(), self.damping)
-        mask = self._split(weight.double(), quadratic, quota)
+        mask = self._split(weight.double() * (gram.diagonal() > 0), quadratic, quota)
         return best_values(weight, quadratic, mask), mask
 
     def _split(self, weight: Tensor, quadratic: Tensor, quota: Quota) -> Tensor:

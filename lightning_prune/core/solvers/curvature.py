@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_prune.core.checks import check_count, check_positive
-from lightning_prune.core.solvers import best_values, damped
+from lightning_prune.core.solvers import best_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,18 +31,19 @@ class WoodFisher:
 
     Args:
         block_size: neighbouring weights whose curvature is known together, at least 1; 1 is the diagonal.
-        damping: what is added to the diagonal of F, as a fraction of each block's mean, above 0.
+        damping: what is added to the diagonal of F, as a fraction of the layer's mean, above 0; fewer gradients than
+            `block_size` need more of it.
 
     Raises:
         ValueError: a value out of its range.
 
     Example:
         >>> WoodFisher(block_size=32)
-        WoodFisher(block_size=32, damping=0.01)
+        WoodFisher(block_size=32, damping=0.1)
     """
 
     block_size: int = 64
-    damping: float = 0.01
+    damping: float = 0.1
 
     def __post_init__(self) -> None:
         check_count("block_size", self.block_size, minimum=1)
@@ -52,11 +53,15 @@ class WoodFisher:
         import torch
 
         size = min(self.block_size, weight.numel())
-        blocks = self._blocks(gradients.double().flatten(1), size)
-        fisher = damped(torch.einsum("nbi,nbj->bij", blocks, blocks) / len(blocks), self.damping)
+        wide = gradients.double()
+        wide = wide / wide.square().mean().sqrt().clamp_min(1e-30)  # the mean of F's diagonal is 1 then
+        blocks = self._blocks(wide.flatten(1), size)
+        fisher = torch.einsum("nbi,nbj->bij", blocks, blocks) / len(blocks)
+        is_felt = fisher.diagonal(dim1=-2, dim2=-1) > 0  # by the loss: weights of inputs that are never on are not
+        fisher += self.damping * torch.eye(size, dtype=fisher.dtype, device=fisher.device)
         split = self._blocks(weight.flatten()[None], size)[0]
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(fisher)).diagonal(dim1=-2, dim2=-1)
-        costs = split.double().square() / (2 * inverse)
+        costs = split.double().square() / (2 * inverse) * is_felt
         mask = quota.choose(costs.flatten()[: weight.numel()].view(weight.shape).float(), 0)
         kept = self._blocks(mask.flatten()[None], size)[0]
         new = best_values(split, fisher, kept)
