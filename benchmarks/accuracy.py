@@ -5,7 +5,7 @@
     python -m benchmarks.accuracy --show
 
 A run is what `python train.py pruning=METHOD pruning.sparsity=S` does, with the setting's data, network and epochs;
-methods that prune after training start from the checkpoint of one dense network for each seed, as `train=false` does. The
+methods that prune after training start from one dense network for each seed, as with `train=false`. The
 baselines: `one_shot` (no training after pruning), the same at random, `random` (along the ramp), and Lightning's own
 ModelPruning by global magnitude, given the increments with which its compounding amounts follow the same cubic ramp.
 Each setting has a results file; runs that are in it are not repeated, so an interrupted benchmark goes on where it
@@ -72,7 +72,10 @@ def carry_out(missing: Sequence[Run], options: argparse.Namespace, rows: Found) 
         Progress(*columns) as progress,
     ):
         task = progress.add_task("", total=len(missing))
-        todo = {pool.submit(result, run, options.root, options.accelerator, options.trained): run for run in missing}
+        todo = {
+            pool.submit(result, run, options.root, options.accelerator, options.trained): run
+            for run in missing
+        }
         for future in as_completed(todo):
             run = todo[future]
             progress.advance(task)

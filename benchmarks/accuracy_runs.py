@@ -103,7 +103,9 @@ def methods() -> list[str]:
     return [*found, AT_RANDOM, MODEL_PRUNING]
 
 
-def composed(run: Run, root: str = "", folder: str = ".", accelerator: str = "cpu", kept: Path | None = None) -> Any:
+def composed(
+    run: Run, root: str = "", folder: str = ".", accelerator: str = "cpu", kept: Path | None = None
+) -> Any:
     """Compose the configuration of a run; recipes that set their own sparsity leave it as it is.
 
     Args:
@@ -111,7 +113,7 @@ def composed(run: Run, root: str = "", folder: str = ".", accelerator: str = "cp
         root: folder of the data; by default the configuration's own.
         folder: where the run's files go.
         accelerator: `cpu` or `gpu`.
-        kept: the checkpoint of the dense network, which a dense run writes and a recipe that prunes after training reads.
+        kept: checkpoint of the dense network: a dense run writes it, a recipe that prunes after training reads it.
     """
     setting, method, sparsity, seed = run
     epochs, overrides = SETTINGS[setting].epochs, SETTINGS[setting].words

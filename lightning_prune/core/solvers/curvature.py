@@ -57,7 +57,7 @@ class WoodFisher:
         wide = wide / wide.square().mean().sqrt().clamp_min(1e-30)  # the mean of F's diagonal is 1 then
         blocks = self._blocks(wide.flatten(1), size)
         fisher = torch.einsum("nbi,nbj->bij", blocks, blocks) / len(blocks)
-        is_felt = fisher.diagonal(dim1=-2, dim2=-1) > 0  # by the loss: weights of inputs that are never on are not
+        is_felt = fisher.diagonal(dim1=-2, dim2=-1) > 0  # an input that is never on leaves the loss as it is
         fisher += self.damping * torch.eye(size, dtype=fisher.dtype, device=fisher.device)
         split = self._blocks(weight.flatten()[None], size)[0]
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(fisher)).diagonal(dim1=-2, dim2=-1)
