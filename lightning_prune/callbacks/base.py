@@ -16,6 +16,7 @@ from lightning_prune.callbacks.command_line import teach_jsonargparse
 from lightning_prune.callbacks.interruption import LATENCIES, local_folder_of
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
+from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
 from lightning_prune.core.checks import check_flag
@@ -191,14 +192,16 @@ class PruningCallback(L.Callback):
         """Take over the state of a checkpoint; it is put to use when fitting starts.
 
         Raises:
-            ValueError: a newer version of this library wrote it.
+            ValueError: a newer version of this library wrote it, or it is not whole.
         """
         if (version := state_dict.get("version", 0)) > STATE_VERSION:
             raise ValueError(
                 f"`version` of the checkpoint's pruning state is at most {STATE_VERSION}, but got {version}: a newer "
                 "lightning_prune wrote it."
             )
-        self._loaded = state_dict if "pruner" in state_dict else None
+        with restoring(self):
+            is_begun = "version" in state_dict or "pruner" in state_dict
+            self._loaded = state_dict if is_begun and state_dict["version"] and state_dict["pruner"] else None
 
     def _take_state(self, pl_module: L.LightningModule) -> dict[str, Any] | None:
         """Return the state to go on from: a checkpoint's, or one's own where the same module is trained again."""

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_prune.callbacks.in_training import InTraining
+from lightning_prune.callbacks.states import restoring
 from lightning_prune.core.checks import check_choice, check_positive, check_sparsity, did_you_mean
 from lightning_prune.model.guarding import Guard
 from lightning_prune.model.pruning import Pruner
@@ -97,7 +98,8 @@ class CollapseGuard(L.Callback):
         """Watch the pruner from before its first update."""
         pruner, guard = self._pruner, Guard(self.min_density)
         if self._loaded:
-            guard.load_state_dict(self._loaded["guard"], pruner.targets)
+            with restoring(self):
+                guard.load_state_dict(self._loaded["guard"], pruner.targets)
         else:
             guard.mark(pruner.masks, pruner.requested)
         pruner.guard = guard

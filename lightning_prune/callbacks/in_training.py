@@ -12,6 +12,7 @@ from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches
 from lightning_prune.callbacks.ownership import check_alone, check_there
 from lightning_prune.callbacks.run_length import resolve_window
+from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.checks import check_flag
 from lightning_prune.core.ramp import Ramp, check_timing
@@ -121,7 +122,8 @@ class InTraining(PruningCallback):
 
     def _go_on(self) -> None:
         if self._before is not None:
-            self._restore_(self._before)
+            with restoring(self):
+                self._restore_(self._before)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resolve the window, and update where it begins before the first step and the criterion needs no data.
@@ -140,7 +142,8 @@ class InTraining(PruningCallback):
             self.ramp = Ramp(self.schedule, steps.begun_at(num_done), num_done)
         else:
             self.ramp = Ramp(self.schedule, steps)
-            self.ramp.load_state_dict(self._before["ramp"])
+            with restoring(self):
+                self.ramp.load_state_dict(self._before["ramp"])
         if self.pruner is not None:
             self._begin()
 

@@ -11,6 +11,7 @@ import lightning as L
 from rich.console import Console
 
 from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
+from lightning_prune.callbacks.states import restoring
 from lightning_prune.core.checks import check_path
 from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
 from lightning_prune.model.shards import has_shards
@@ -140,7 +141,8 @@ class SparsityMonitor(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what was seen before the run was interrupted."""
-        seen = from_json(state_dict["seen"])
+        with restoring(self):
+            seen = from_json(state_dict["seen"])
         self._cost_before, self._evaluations = seen.cost_before, list(seen.evaluations)
 
     @staticmethod

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.callbacks.states import restoring
+
 
 class RandomState(L.Callback):
     """Let a resumed run draw the random numbers that it would have drawn: dropout goes on bit for bit.
@@ -33,7 +35,8 @@ class RandomState(L.Callback):
         """Restore the state, from which the next epoch draws its order."""
         self._loaded = checkpoint.get("callbacks", {}).get(self.state_key)
         if trainer.training and self._loaded is not None:
-            restore(trainer, self._loaded)
+            with restoring(self):
+                restore(trainer, self._loaded)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -9,6 +9,7 @@ import lightning as L
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.soft_masking import SoftMasking
+from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria import check_can_train
@@ -140,7 +141,8 @@ class TrainTimePruning(SoftMasking):
 
     def _go_on(self) -> None:
         """Go on from the learning rate that was seen, too."""
-        self._peak_lr = self._before["peak_lr"] if self._before is not None else 0.0
+        with restoring(self):
+            self._peak_lr = float(self._before["peak_lr"]) if self._before is not None else 0.0
         super()._go_on()
 
     def on_before_optimizer_step(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +62,11 @@ def _train(cfg: DictConfig) -> Metrics:
             last = _last_checkpoint(cfg)
             if last is not None:
                 _let_it_end(trainer)
-            trainer.fit(model, datamodule=datamodule, ckpt_path=last or cfg.ckpt_path, weights_only=True)
+            with _of_this_model(last or cfg.ckpt_path):
+                trainer.fit(model, datamodule=datamodule, ckpt_path=last or cfg.ckpt_path, weights_only=True)
         else:
-            _pruning_callback(trainer).run(trainer, model, datamodule, cfg.ckpt_path)
+            with _of_this_model(cfg.ckpt_path):
+                _pruning_callback(trainer).run(trainer, model, datamodule, cfg.ckpt_path)
     metrics = as_numbers(trainer.callback_metrics) | reported(trainer) | levels_of(trainer)
     if cfg.test:
         trainer.test(model, datamodule=datamodule, verbose=False)
@@ -97,6 +101,19 @@ def _let_it_end(trainer: L.Trainer) -> None:
     """
     loop = type(trainer.fit_loop)
     trainer.fit_loop.__class__ = type(loop.__name__, (loop,), {"skip": property(lambda loop: False)})
+
+
+@contextmanager
+def _of_this_model(path: str | None) -> Iterator[None]:
+    """Say which setting is to blame where torch finds that a checkpoint's tensors are not those of the model."""
+    try:
+        yield
+    except RuntimeError as error:
+        if path is None or not str(error).startswith("Error(s) in loading state_dict"):
+            raise
+        raise SettingsError(
+            f"`model` is the one that was saved in `ckpt_path`, {path}, but got another: {error}"
+        ) from error
 
 
 def _pruning_callback(trainer: L.Trainer) -> Any:

@@ -66,6 +66,11 @@ class Recipe:
         check_noun("scope", self.scope, "Global()", "__call__")
         if not isinstance(self.granularity, Couples):
             check_noun("granularity", self.granularity, "Weight()", "reduce", "expand")
+        if getattr(self.criterion, "signed", False) and getattr(self.scope, "unsigned", False):
+            raise ValueError(
+                f"`scope` {type(self.scope).__name__} compares scores of at least 0, but got {self.criterion}, whose "
+                "scores may be negative."
+            )
         if not isinstance(self.budget, Budget | None):
             raise ValueError(f"`budget` is an object such as Budget(macs=0.5), but got {self.budget!r}.")
 

@@ -24,7 +24,8 @@ Criterion: TypeAlias = "Callable[..., Tensor]"
 """How good is each weight: (*, weight, ...) -> scores of its shape. Its keyword-only arguments declare its needs.
 
 One that scores whole outputs of a layer says so by an attribute `per_output = True`: of coupled channels only the
-layers that write them are read, since to those that read them it gives every channel the same."""
+layers that write them are read, since to those that read them it gives every channel the same. One whose scores may be
+below 0 says `signed = True`, and scopes that cannot rank such scores say `unsigned = True`: they do not go together."""
 
 
 BY_ROWS = "by_rows"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ class NormScales:
         targets: parameters by name.
 
     Raises:
-        ValueError: a target is no weight of a linear or convolution layer.
+        ValueError: a target is no weight of a linear or convolution layer, or the model has no batch norm for it.
     """
 
     def __init__(self, model: nn.Module, targets: Mapping[Name, nn.Parameter]) -> None:
@@ -39,6 +39,8 @@ class NormScales:
                     f"`criterion` asks for `{KIND}`, which linear and convolution layers have, but `{name}` belongs to "
                     "none: exclude it."
                 )
+            if not _is_there(model, {layout.module for layout in self._layouts[name]}):
+                raise ValueError(_without(name))
         self._norms: dict[nn.Module, _BatchNorm] = {}
 
     @contextmanager
@@ -83,7 +85,23 @@ class NormScales:
         for layout in self._layouts[name]:
             if (norm := self._norms.get(layout.module)) is not None and layout.from_output is not None:
                 return layout.from_output(whole_of(norm.weight.detach()).abs())
-        raise ValueError(
-            f"`{name}` has no `{KIND}`: no batch norm with a scale reads what it gives. Exclude it, or choose another "
-            "criterion."
-        )
+        raise ValueError(_without(name))
+
+
+def _without(name: Name) -> str:
+    return (
+        f"`{name}` has no `{KIND}`: no batch norm with a scale reads what it gives. Exclude it, or choose another "
+        "criterion."
+    )
+
+
+def _is_there(model: nn.Module, layers: Container[nn.Module]) -> bool:
+    """Whether there is a batch norm that could read what one of some layers gives, by their numbers of features."""
+    given = {_num_outputs(layer) for layer in model.modules() if layer in layers}
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
+    return any(None in given or norm.num_features in (0, *given) for norm in norms)  # 0: a lazy one
+
+
+def _num_outputs(layer: nn.Module) -> int | None:
+    found = [getattr(layer, key, None) for key in ("out_features", "out_channels")]
+    return next((number for number in found if isinstance(number, int)), None)

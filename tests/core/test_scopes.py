@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune import ERK, LAMP, OWL, ConstantFanIn, Fixed, Global, Local, NofM, PerRow
+from lightning_prune import ERK, LAMP, OBD, OWL, ConstantFanIn, Fixed, Global, Local, Movement, NofM, PerRow
+from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import LazyScores, Prescribes
 from tests.members import members
 
@@ -237,6 +238,20 @@ def test_fixed_takes_the_first_match_and_leaves_the_rest_dense():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (
+            lambda: Local(min_keep=0.2).check({"a": torch.rand(9)}, 0.9),
+            r"leaves of each parameter, 0.1, but got 0.2",
+        ),
+        (
+            lambda: Recipe(0.5, criterion=OBD(), scope=LAMP()),
+            "`scope` LAMP compares scores of at least 0, but got OBD",
+        ),
+        (
+            lambda: Recipe(0.5, criterion=Movement(), scope=OWL()),
+            r"but got Movement\(\), whose scores may be negative",
+        ),
+        (lambda: ConstantFanIn().check({"a": torch.rand(9)}, 0.5), "ConstantFanIn compares within rows"),
+        (lambda: PerRow().check({"a": torch.rand(9)}, 0.5), "PerRow compares within rows"),
         (lambda: Local(min_keep=-1), r"`min_keep` is a whole number of at least 0, but got -1"),
         (lambda: Global(min_keep=1.0), r"`min_keep` is a sparsity, .* in \[0, 1\), but got 1.0"),
         (lambda: NofM(n=4, m=4), r"n below m, but got n=4 and m=4"),

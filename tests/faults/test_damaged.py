@@ -1,8 +1,10 @@
 """Checkpoints, records and reports that were cut off, changed, are newer or belong to another model are refused."""
 
+import contextlib
 import copy
 import json
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -13,9 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_prune import (
     AtomicCheckpointIO,
     Channel,
+    CollapseGuard,
     Distillation,
+    Fisher,
+    InitialPruning,
+    Magnitude,
     SparseTraining,
     TrainTimePruning,
+    WeightRewinding,
     load_pruned,
 )
 from lightning_prune.model.history import KEY
@@ -135,6 +142,49 @@ def test_a_state_that_was_changed_is_refused(name, saved, tmp_path):
     path = changed(saved["masked"], tmp_path, lambda found: change(found["callbacks"]["TrainTimePruning"]))
     with pytest.raises(ValueError, match=message):
         resume(path)
+
+
+CALLBACKS = {
+    "train_time": lambda: [TrainTimePruning(0.5, criterion=Fisher(), report=False), CollapseGuard()],
+    "initial": lambda: [InitialPruning(0.5, criterion=Magnitude(), report=False)],
+    "sparse": lambda: [SparseTraining(0.5, report=False)],
+    "rewinding": lambda: [WeightRewinding(0.5, num_levels=1, report=False)],
+}
+
+
+def paths_of(state):
+    """Every place of nested mappings, as keys in a row."""
+    for key, value in state.items():
+        yield (key,)
+        if isinstance(value, dict):
+            yield from ((key, *rest) for rest in paths_of(value))
+
+
+@pytest.mark.filterwarnings("ignore:.*in the run that is resumed, and is")
+@pytest.mark.filterwarnings("ignore:Training stopped after")
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_a_state_without_one_of_its_entries_is_refused_or_resumed(kind, tmp_path):
+    """Whatever is missing: an error that names the callback, or a run; never a KeyError from somewhere within."""
+    saving = ModelCheckpoint(tmp_path, "whole", save_top_k=1)
+    run = trainer(*CALLBACKS[kind](), saving, max_epochs=2, limit_train_batches=2)
+    run.fit(Toy(), data(), data())
+    states = torch.load(tmp_path / "whole.ckpt", weights_only=True)["callbacks"]
+    ours = {key: state for key, state in states.items() if not key.startswith("ModelCheckpoint")}
+    refused, places = Counter(), [place for place in paths_of(ours) if len(place) > 1]
+    for place in places:
+
+        def remove(found, place=place):
+            inner = found["callbacks"]
+            for key in place[:-1]:
+                inner = inner[key]
+            del inner[place[-1]]
+
+        path = changed(tmp_path / "whole.ckpt", tmp_path, remove)
+        again = trainer(*CALLBACKS[kind](), max_epochs=4, limit_train_batches=2)
+        with contextlib.suppress(ValueError):
+            again.fit(Toy(), data(), data(), ckpt_path=path, weights_only=True)
+        refused[place[0]] += again.state.status == "interrupted"
+    assert refused.keys() == ours.keys() and min(refused.values()) > 0
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved):

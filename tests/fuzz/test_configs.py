@@ -69,6 +69,13 @@ def test_settings_are_those_of_the_recipe_and_of_the_noun():
           "pruning.budget.params=0.001"], "`budget` params=0.001 is out of reach"),
         (["pruning=reconstruct_channels", "model=convnet", "pruning.sparsity={network.head: 0.5, *: 0.8}"],
          "`sparsities` has a pattern that matches no weight: 'network.head'"),
+        (["pruning=sparsegpt", "model=mlp", "pruning/criterion=batch_norm_scale"], "has no `norm_scale`"),
+        (["pruning=obd", "model=convnet", "pruning/scope=lamp"], "LAMP compares scores of at least 0, but got OBD()"),
+        (["pruning=rows", "model=mlp", "pruning/scope=constant_fan_in"], "ConstantFanIn compares within rows"),
+        (["pruning=grasp", "model=mlp", "pruning/scope=local", "pruning.scope.min_keep=0.5"],
+         "`min_keep` is at most what the sparsity leaves of each parameter, 0.1, but got 0.5"),
+        (["pruning=fisher", "model=convnet", "ckpt_path={dense}"], "`model` is the one that was saved in `ckpt_path`"),
+        (["pruning=one_shot", "model=convnet", "train=false", "ckpt_path={dense}"], "that was saved in `ckpt_path`"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Batch-norm scales: which norm is behind which layer, and network slimming by them."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,7 @@ from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.grouping import _normalised
+from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import select_targets
 
@@ -76,6 +79,14 @@ def test_what_has_no_norm_is_refused_by_name():
         prune(Residual(), 0.5, criterion=BatchNormScale(), granularity=Slice(dim=0), batches=[IMAGES])
     with pytest.raises(ValueError, match="`weight_ih_l0` belongs to none: exclude it"):
         prune(nn.LSTM(2, 2), 0.5, criterion=BatchNormScale(), include=["weight_ih*"], batches=[IMAGES])
+
+
+def test_a_model_without_such_a_norm_is_refused_before_any_pass():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    for layer, is_there in (("0", True), ("2", False)):
+        recipe = Recipe(0.5, criterion=BatchNormScale(), include=[layer])
+        with nullcontext() if is_there else pytest.raises(ValueError, match="`2.weight` has no `norm_scale`"):
+            Pruner(model, recipe)
 
 
 def scores_of(criterion, reduction="mean"):

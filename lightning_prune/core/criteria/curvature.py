@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,8 @@ class OBD:
         >>> OBD()(weight=torch.tensor([2.0, -1.0]), hessian_diagonal=torch.tensor([1.0, 6.0]))
         tensor([2., 3.])
     """
+
+    signed: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor, hessian_diagonal: Tensor) -> Tensor:
         return weight.square() * hessian_diagonal / 2
@@ -71,6 +73,8 @@ class GraSP:
         >>> GraSP()(weight=torch.tensor([2.0, -1.0]), hessian_gradient=torch.tensor([1.0, 6.0]))
         tensor([ 2., -6.])
     """
+
+    signed: ClassVar[bool] = True
 
     def __call__(self, *, weight: Tensor, hessian_gradient: Tensor) -> Tensor:
         return weight * hessian_gradient

@@ -144,6 +144,7 @@ class Movement:
     """
 
     by_rows: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
 
     def __call__(self, *, movement: Tensor) -> Tensor:
         return movement

@@ -90,12 +90,16 @@ class ConstantFanIn:
     kernel: bool = True
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        self.check(scores, sparsity)
         counts = self._per_row(shapes_of(scores), sparsity)
         return {name: self._mask(name, scores[name], counts[name]) for name in scores}
 
-    def _per_row(self, shapes: Mapping[Name, Shape], sparsity: float) -> dict[Name, int]:
-        for name, shape in shapes.items():
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse scores that have no rows."""
+        for name, shape in shapes_of(scores).items():
             check_has_rows("ConstantFanIn", name, shape)
+
+    def _per_row(self, shapes: Mapping[Name, Shape], sparsity: float) -> dict[Name, int]:
         shares = ERK(self.kernel).shares(shapes, sparsity)
         return {name: max(1, round(shares[name] / shape[0])) for name, shape in shapes.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_prune.core.allocation import apportion, keep_each, num_kept
 from lightning_prune.core.checks import check_positive, check_range
@@ -40,6 +40,7 @@ class OWL:
         {'h.0': 6, 'h.1': 4}
     """
 
+    unsigned: ClassVar[bool] = True
     threshold: float = 5.0
     width: float = 0.08
 

@@ -33,7 +33,7 @@ class Local:
         min_keep: groups that each parameter keeps at least; a whole number, or a fraction of them below 1.
 
     Raises:
-        ValueError: a negative `min_keep`.
+        ValueError: a negative `min_keep`, or (in use) a fraction that is more than the sparsity leaves.
 
     Example:
         >>> import torch
@@ -53,6 +53,14 @@ class Local:
             n: max(num_kept(size, sparsity), floor_of(self.min_keep, size)) for n, size in sizes.items()
         }
         return keep_each(scores, counts)
+
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse a fraction to keep that contradicts the sparsity; a count gives way in layers that are small."""
+        if isinstance(self.min_keep, float) and self.min_keep > 1.0 - sparsity + 1e-9:
+            raise ValueError(
+                f"`min_keep` is at most what the sparsity leaves of each parameter, {1.0 - sparsity:.4g}, but got "
+                f"{self.min_keep!r}."
+            )
 
 
 @dataclass(frozen=True)
@@ -166,10 +174,15 @@ class PerRow:
     by_rows: ClassVar[bool] = True
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
+        self.check(scores, sparsity)
         return {name: self._mask(name, scores[name], sparsity) for name in scores}
 
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse scores that have no rows."""
+        for name, shape in shapes_of(scores).items():
+            check_has_rows("PerRow", name, shape)
+
     def _mask(self, name: Name, scores: Tensor, sparsity: float) -> Tensor:
-        check_has_rows("PerRow", name, tuple(scores.shape))
         rows = self.rows(scores)
         num_keep = num_kept(rows.shape[1], sparsity)
         return self.from_rows(core.keep_top_rows(rows, num_keep, name), scores.shape)
@@ -202,6 +215,7 @@ class LAMP:
         {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
 
+    unsigned: ClassVar[bool] = True
     min_keep: int | float = 1
 
     def __post_init__(self) -> None:
