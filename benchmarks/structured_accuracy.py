@@ -76,11 +76,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"LeNet-5": LeNet5, "ResNet-8": R
 
 @dataclass(frozen=True)
 class Length:
-    """How many training images, and epochs of dense training and of fine-tuning."""
+    """How many training images, epochs of dense training and of fine-tuning, and the learning rate of the latter."""
 
     images: int
     dense: int
     more: int
+    lr: float = LR
 
 
 def train_(
@@ -90,11 +91,12 @@ def train_(
     seed: int,
     teacher: nn.Module | None = None,
     shrinks: Mapping[float, Callable[[torch.optim.Optimizer], None]] = MappingProxyType({}),
+    lr: float = LR,
 ) -> None:
     """Train with Adam, the learning rate falling along a cosine; `shrinks` are done at fractions of the run."""
     x, y = data
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), LR)
+    optimizer = torch.optim.Adam(model.parameters(), lr)
     draw, num_batches = torch.Generator().manual_seed(seed), len(x) // BATCH
     steps = epochs * num_batches
     due = {round(fraction * steps): shrink for fraction, shrink in shrinks.items()}
@@ -106,7 +108,7 @@ def train_(
             order = torch.randperm(len(x), generator=draw).to(x.device)
         at = order[step % num_batches * BATCH :][:BATCH]
         for group in optimizer.param_groups:
-            group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
         out = model(x[at])
         loss = F.cross_entropy(out, y[at])
@@ -190,7 +192,7 @@ class Way:
     in_training: Mapping[str, Any] | None = None
     distilled: bool = False
 
-    def __call__(self, dense: nn.Module, data: Data, budget: float, epochs: int, seed: int) -> nn.Module:
+    def __call__(self, dense: nn.Module, data: Data, budget: float, length: Length, seed: int) -> nn.Module:
         """Return the fine-tuned small network."""
         small = copy.deepcopy(dense)
         shrinks = {}
@@ -208,7 +210,8 @@ class Way:
 
             shares = {i / 6: budget + (1 - budget) * (1 - (i + 1) / 4) ** 2 for i in range(4)}
             shrinks = {at: partial(step, share) for at, share in shares.items()}
-        train_(small, data, epochs, seed + 1, dense.eval() if self.distilled else None, shrinks)
+        teacher = dense.eval() if self.distilled else None
+        train_(small, data, length.more, seed + 1, teacher, shrinks, length.lr)
         return small
 
 
@@ -298,7 +301,7 @@ def runs(
                     module.reset_parameters()
             train_(small, data, length.dense + length.more, seed + 1)
         else:
-            small = WAYS[way](dense, data, budget, length.more, seed)
+            small = WAYS[way](dense, data, budget, length, seed)
         rows.append(row(way, budget, small) | {"cpu_seconds": round(time.process_time() - start, 1)})
     return rows
 
@@ -329,6 +332,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with fashion_mnist.npz")
     parser.add_argument("--images", type=int, default=6000, help="training images, which each seed chooses")
     parser.add_argument("--epochs", type=int, nargs=2, default=[12, 2], help="of dense training, fine-tuning")
+    parser.add_argument("--fine-lr", type=float, default=LR, help="learning rate of fine-tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--ways", nargs="+", default=[*WAYS, "scratch"], choices=[*WAYS, "scratch"])
@@ -342,7 +346,7 @@ def main() -> None:
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     done = {(r["network"], r["way"], r["budget"], r["seed"]) for r in rows}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        length = Length(options.images, *options.epochs)
+        length = Length(options.images, *options.epochs, options.fine_lr)
         args = options.root, length, options.ways, done, options.device, options.cache
         todo = [pool.submit(runs, n, seed, *args) for seed in options.seeds for n in options.networks]
         for future in as_completed(todo):
