@@ -232,7 +232,8 @@ class PruningCallback(L.Callback):
         check_agreement(self.pruner.masks, facts, place)
 
     def _finish_report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for monitor in (cb for cb in trainer.callbacks if isinstance(cb, SparsityMonitor)):  # type: ignore[attr-defined]
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for monitor in (callback for callback in callbacks if isinstance(callback, SparsityMonitor)):
             monitor.finish(trainer, pl_module)
 
     def _warn(self, message: str) -> None:

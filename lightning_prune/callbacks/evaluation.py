@@ -23,7 +23,8 @@ def validate_within_fit(trainer: L.Trainer) -> dict[str, float]:
     Callbacks that choose checkpoints or stop the run do not see it.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    trainer.callbacks = [cb for cb in callbacks if not isinstance(cb, (Checkpoint, EarlyStopping))]  # type: ignore[attr-defined]
+    others = [cb for cb in callbacks if not isinstance(cb, (Checkpoint, EarlyStopping))]
+    trainer.callbacks = others  # type: ignore[attr-defined]
     trainer.validating = True
     try:
         return as_metrics(trainer.fit_loop.epoch_loop.val_loop.run())

@@ -55,8 +55,7 @@ class InTraining(PruningCallback):
         self._before: dict[str, Any] | None = None
         self._optimizers: list[Optimizer] = []
         self._hooks, self._watching = ExitStack(), ExitStack()
-        self._is_counted, self._is_watching, self._is_news = False, False, False
-        self._is_in_batch = False
+        self._is_counted = self._is_watching = self._is_news = self._is_in_batch = False
 
     @property
     def is_final(self) -> bool:
@@ -67,9 +66,8 @@ class InTraining(PruningCallback):
     def unguarded(self) -> str | None:
         """Why updates cannot be watched and undone by a guard; None where they can."""
         scope = self.recipe.scope
-        return (
-            f"whose scope, {scope}, gives each layer its sparsity" if isinstance(scope, Prescribes) else None
-        )
+        is_set = isinstance(scope, Prescribes)
+        return f"whose scope, {scope}, gives each layer its sparsity" if is_set else None
 
     def roll_back_(self) -> str:
         """Undo the updates since the mark of the pruner's guard, and ask for their sparsity anew at the next step.
@@ -110,9 +108,8 @@ class InTraining(PruningCallback):
             targets = {id(parameter) for parameter in self._pruner.targets.values()}
             self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
             if not self._optimizers:
-                raise ValueError(
-                    f"`include` names weights that are trained, but no optimizer steps {list(self._pruner.targets)}."
-                )
+                names = list(self._pruner.targets)
+                raise ValueError(f"`include` names weights that are trained, but no optimizer steps {names}.")
         self._hooks.close()
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
@@ -134,18 +131,20 @@ class InTraining(PruningCallback):
         if self._loaded is not None:  # strategies that shard restore a checkpoint after fitting has started
             self._before = self._take_state(pl_module)
             self._go_on()
-        steps, num_done = (
-            resolve_window(self.window, trainer),
-            trainer.fit_loop.epoch_loop._batches_that_stepped,
-        )
+        steps = resolve_window(self.window, trainer)
+        num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._before is None:  # a run that was dense so far ramps up from where it is
             self.ramp = Ramp(self.schedule, steps.begun_at(num_done), num_done)
         else:
-            self.ramp = Ramp(self.schedule, steps)
-            with restoring(self):
-                self.ramp.load_state_dict(self._before["ramp"])
+            self._go_along(Ramp(self.schedule, steps), self._before)
         if self.pruner is not None:
             self._begin()
+
+    def _go_along(self, ramp: Ramp, before: dict[str, Any]) -> None:
+        """Go on along a ramp from where the run was that is resumed."""
+        self.ramp = ramp
+        with restoring(self):
+            ramp.load_state_dict(before["ramp"])
 
     def _begin(self) -> None:
         """Update before the first step, if the criterion needs no data."""
@@ -238,9 +237,7 @@ class InTraining(PruningCallback):
         self._hooks.close()
         self._stop_watching()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Leave no hook behind."""
         self.teardown(trainer, pl_module, "fit")
 

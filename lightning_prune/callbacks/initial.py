@@ -12,7 +12,6 @@ import lightning as L
 from lightning_prune.callbacks.evaluation import loss_of, silenced, step_of, training_batches
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.interruption import going_on
-from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_count
@@ -135,9 +134,7 @@ class InitialPruning(InTraining):
         """Prune, unless the run goes on from where that was done."""
         num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._before is not None and "ramp" in self._before:
-            self.ramp = Ramp(self.schedule, StepWindow(0, 0, 1))
-            with restoring(self):
-                self.ramp.load_state_dict(self._before["ramp"])
+            self._go_along(Ramp(self.schedule, StepWindow(0, 0, 1)), self._before)
         else:
             self.ramp = Ramp(self.schedule, StepWindow(num_done, num_done, 1), num_done)
             self._prune_(trainer, pl_module)

@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.callbacks.in_training import InTraining
-from lightning_prune.callbacks.states import restoring
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.ramp import Ramp
@@ -139,8 +138,7 @@ class WeightRewinding(InTraining):
         num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
         self.ramp = Ramp(self.schedule, StepWindow(0, 0, 1), num_done)
         if self._before is not None:
-            with restoring(self):
-                self.ramp.load_state_dict(self._before["ramp"])
+            self._go_along(self.ramp, self._before)
         self.ramp.is_due = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -26,7 +26,7 @@ from lightning_prune.model.grouping import without
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
-from lightning_prune.model.targets import check_values, output_dims, select_targets
+from lightning_prune.model.targets import check_values, output_dims, select_targets, spared_outputs
 from lightning_prune.report.progress import working
 
 
@@ -54,9 +54,8 @@ class GroupPruner(Masked):
         self.scored = {name: tuple(parameter.shape) for name, parameter in scored.items()}
         self.couplings = trace(call.module, call.args, call.kwargs, root=model)
         dims = output_dims(model) if getattr(recipe.criterion, "per_output", False) else None
-        self.contest = Contest(
-            recipe, self.couplings, call, self.scored, _protected(model, recipe, scored), dims
-        )
+        spared = spared_outputs(model, scored, include=recipe.include, exclude=recipe.exclude)
+        self.contest = Contest(recipe, self.couplings, call, self.scored, spared, dims)
         if dims is not None:  # what writes no channel that is pruned needs no score
             self.scored = {name: shape for name, shape in self.scored.items() if name in self._outputs()}
         self.statistics = Statistics(
@@ -289,18 +288,3 @@ class GroupPruner(Masked):
         self._is_proved = bool(state["is_proved"])
         self.masks, self.fraction = self._masks(), float(state["fraction"])
         self.statistics.load_state_dict(state["statistics"])
-
-
-def _protected(
-    model: nn.Module, recipe: Recipe, scored: Mapping[Name, object]
-) -> dict[Name, Collection[int]]:
-    """Return the weights whose outputs stay: those left out by `exclude`, and with `include` all others."""
-    if recipe.include is None and not recipe.exclude:
-        return {}
-    everything = select_targets(model, include=["*"])
-    spared = set(everything) - (
-        set(scored)
-        if recipe.include is not None
-        else set(select_targets(model, include=["*"], exclude=recipe.exclude))
-    )
-    return {name: dims for name, dims in output_dims(model).items() if name in spared}

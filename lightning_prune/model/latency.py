@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
@@ -99,8 +100,10 @@ def _timer(call: Call) -> Timer:
         raise ValueError(
             f"`device` is cpu or cuda, where torch's timer waits for the result, but got {call.device}."
         )
-    settings = {"stmt": "call()", "globals": {"call": call}, "num_threads": 1}
-    timer = Timer(**settings, timer=time.process_time) if call.device.type == "cpu" else Timer(**settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"stmt": "call()", "globals": {"call": call}, "num_threads": 1}
+    if call.device.type == "cpu":
+        settings["timer"] = time.process_time
+    timer = Timer(**settings)
     if (seconds := timer.timeit(1).mean) > MAX_SECONDS:
         raise ValueError(
             f"`call` takes at most {MAX_SECONDS:g} s, but got one of {seconds:.1f} s: too long to repeat."

@@ -128,6 +128,28 @@ def output_dims(model: nn.Module) -> dict[Name, set[int]]:
     return {name: {output_dim(o) for o in found.owners} for name, found in _candidates(model).items()}
 
 
+def spared_outputs(
+    model: nn.Module,
+    chosen: Container[Name],
+    *,
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] = (),
+) -> dict[Name, set[int]]:
+    """Return the weights whose outputs stay: those that `exclude` leaves out, and with `include` all but the chosen.
+
+    Args:
+        model: any module.
+        chosen: what `select_targets` returns for the same `include` and `exclude`.
+        include: as there.
+        exclude: as there.
+    """
+    if include is None and not exclude:
+        return {}
+    everything = select_targets(model, include=["*"])
+    others = chosen if include is not None else select_targets(model, include=["*"], exclude=exclude)
+    return {n: dims for n, dims in output_dims(model).items() if n in everything and n not in others}
+
+
 def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
     names: dict[int, list[Name]] = {}
     owners: dict[int, list[nn.Module]] = {}

@@ -120,7 +120,8 @@ def test_equal_scores_prune_exactly_what_was_asked_for():
 def test_the_schedule_goes_on_after_a_load(tmp_path):
     """Cerebras drops the schedule's state on load and starts over."""
     checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    build = lambda: TrainTimePruning(0.8, window=Window(0, 2 * NUM_BATCHES, 3, unit="steps"), report=False)  # noqa: E731
+    window = Window(0, 2 * NUM_BATCHES, 3, unit="steps")
+    build = lambda: TrainTimePruning(0.8, window=window, report=False)  # noqa: E731
     fit(build(), None, checkpoint)
     callback = build()
     fit(callback, Toy(), ckpt_path=tmp_path / "epoch=0.ckpt")
