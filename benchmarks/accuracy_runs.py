@@ -42,11 +42,11 @@ SETTINGS = {
     "mlp-mnist": Setting(10, ["model=lenet_300_100", "data=mnist", *ON_ALL]),
     "mlp-mnist-subset": Setting(10, ["model=lenet_300_100", "data=mnist", *ON_SOME]),
     "lenet5-mnist": Setting(4, ["model=lenet5", "data=mnist", *ON_ALL]),
-    "lenet5-mnist-subset": Setting(8, ["model=lenet5", "data=mnist", *ON_SOME]),
+    "lenet5-mnist-subset": Setting(4, ["model=lenet5", "data=mnist", *ON_SOME]),
     "mlp-fashion": Setting(10, ["model=lenet_300_100", "data=fashion_mnist", *ON_ALL]),
     "mlp-fashion-subset": Setting(10, ["model=lenet_300_100", "data=fashion_mnist", *ON_SOME]),
     "resnet8-fashion": Setting(6, [*RESNET8, *ON_ALL]),
-    "resnet8-fashion-subset": Setting(6, [*RESNET8, *ON_SOME]),
+    "resnet8-fashion-subset": Setting(4, [*RESNET8, *ON_SOME]),
     "gpt-shakespeare": Setting(
         10,
         ["model=gpt", "data=tinyshakespeare", ON_ALL[1]],
