@@ -14,7 +14,7 @@ from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.interruption import going_on
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
-from lightning_prune.core.checks import check_count
+from lightning_prune.core.checks import check_count, check_path
 from lightning_prune.core.criteria import check_can_calibrate, required_statistics
 from lightning_prune.core.criteria.gradients import Saliency
 from lightning_prune.core.granularities import Weight
@@ -106,7 +106,7 @@ class InitialPruning(InTraining):
         self.num_calibration_batches = check_count(
             "num_calibration_batches", num_calibration_batches, minimum=1
         )
-        self.unfinished = unfinished
+        self.unfinished = None if unfinished is None else check_path("unfinished", unfinished)
         self.num_rounds, self.revive = checked_rounds(num_rounds, revive, budget), revive
 
     def describe(self) -> dict[str, str]:

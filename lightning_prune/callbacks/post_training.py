@@ -39,7 +39,7 @@ from lightning_prune.model.reconstruction import reconstruct_
 from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.stages import lists_in
 from lightning_prune.model.statistics import needs_loss
-from lightning_prune.model.unfinished import Unfinished
+from lightning_prune.model.unfinished import Unfinished, check_left
 from lightning_prune.model.whole import read_checkpoint
 from lightning_prune.report.progress import showing, steps
 
@@ -132,11 +132,14 @@ class PostTrainingPruning(PruningCallback):
         """Check before training what would only fail after it.
 
         Raises:
-            ValueError: the recipe does not fit the model, or there will be no best checkpoint.
+            ValueError: the recipe does not fit the model, what is to go on is not there, or there will be no best
+                checkpoint.
         """
         self._check_fits(pl_module)
         if self._needs_loss:
             loss_of(pl_module)
+        if self.unfinished is not None:
+            check_left(self.unfinished)
         monitored = (
             isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
         )

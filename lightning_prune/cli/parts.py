@@ -6,7 +6,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -17,6 +18,8 @@ from lightning_prune.report.invocation import Invocation, redacted
 
 if TYPE_CHECKING:
     import lightning as L
+
+PLAIN = (bool, int, float, str)
 
 
 def made(cfg: DictConfig) -> tuple[L.LightningDataModule, L.LightningModule]:
@@ -42,10 +45,42 @@ def loaded(cfg: DictConfig) -> tuple[L.LightningDataModule, L.LightningModule]:
 
 
 def trainer_of(cfg: DictConfig) -> L.Trainer:
-    """Return the trainer, with its callbacks and loggers."""
+    """Return the trainer, with its callbacks and loggers.
+
+    Raises:
+        SettingsError: a setting of the Trainer is of a kind that it does not take.
+    """
+    import lightning
+
+    check_kinds(cfg.trainer, get_type_hints(lightning.Trainer.__init__))
     callbacks, loggers = (_instantiate_all(cfg.get(group)) for group in ("callbacks", "logger"))
     trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False)
     return trainer
+
+
+def check_kinds(settings: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Refuse what is no number, text or flag where only such is taken; Lightning fails on it later, in its own ways.
+
+    Args:
+        settings: by name; None is always let through.
+        hints: what an argument may be; those that may be anything else but numbers, text and flags are let through.
+
+    Raises:
+        SettingsError: a value of another kind.
+
+    Example:
+        >>> check_kinds({"max_epochs": 3, "min_epochs": None}, {"max_epochs": int, "min_epochs": int | None})
+        >>> check_kinds({"max_epochs": [3]}, {"max_epochs": int | None})
+        Traceback (most recent call last):
+        lightning_prune.cli.errors.SettingsError: `trainer.max_epochs` is of type int, but got [3].
+    """
+    for name, value in settings.items():
+        kinds = [kind for kind in (get_args(hints.get(name)) or (hints.get(name),)) if kind is not NoneType]
+        if value is None or not all(kind in PLAIN for kind in kinds):
+            continue
+        if not isinstance(value, tuple(kinds)):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise SettingsError(f"`trainer.{name}` is of type {names}, but got {value!r}.")
 
 
 def load_weights_(model: L.LightningModule, checkpoint: Mapping[str, Any], path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.layerwise import check_solver, solve_
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.rounds import prune_in_rounds_
+from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.targets import Pattern
 
 
@@ -74,10 +76,12 @@ def prune(
     measure = partial(calibrate, pruner.statistics, model, batches, forward=forward, loss=loss)
     if solver is None:
         prune_in_rounds_(pruner, rounds, measure)
-        return pruner.masks
-    check_solver(solver, pruner)
-    measure()
-    pruner.choose_(1.0)
-    solve_(pruner, solver, batches, forward=forward, loss=loss, blocks=blocks)
-    pruner.apply_()
+    else:
+        check_solver(solver, pruner)
+        measure()
+        pruner.choose_(1.0)
+        solve_(pruner, solver, batches, forward=forward, loss=loss, blocks=blocks)
+        pruner.apply_()
+    if missed := shortfall(pruner):
+        warnings.warn(missed, stacklevel=2)
     return pruner.masks

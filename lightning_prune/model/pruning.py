@@ -89,6 +89,17 @@ class Pruner(Masked):
         kept = self.shards.num_kept(self.masks)
         return {name: 1.0 - number / math.prod(self.shapes[name]) for name, number in kept.items()}
 
+    @property
+    def group_sparsity(self) -> float:
+        """The fraction of the groups that the masks remove; to be called on all processes."""
+        if self.granularity == Weight() or not self.masks:
+            return self.sparsity
+        counts = [self.count_groups(name) or self._count_weights(name) for name in self.masks]
+        return 1.0 - sum(kept for _, kept in counts) / sum(size for size, _ in counts)
+
+    def _count_weights(self, name: Name) -> tuple[int, int]:
+        return math.prod(self.shapes[name]), self.shards.num_kept({name: self.masks[name]})[name]
+
     def count_groups(self, name: Name) -> tuple[int, int] | None:
         """Return how many groups a target has and keeps; None where each weight is its own group."""
         if self.group_shapes[name] == self.shapes[name]:

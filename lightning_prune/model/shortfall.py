@@ -10,6 +10,7 @@ from lightning_prune.model.contest import Contest
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.grouping import Coupled, allowed
 from lightning_prune.model.prices import Counts
+from lightning_prune.model.pruning import Pruner
 
 if TYPE_CHECKING:
     from lightning_prune.model.shrinking import AnyPruner
@@ -30,7 +31,20 @@ def shortfall(pruner: AnyPruner) -> str | None:
             f"Nothing was removed: of the {pruner.num_groups} that compete, a sparsity of {pruner.final_sparsity:.4g} "
             "comes to none, by the sizes that `scope` and `granularity` allow."
         )
-    return None
+    return _missed_by_scope(pruner) if isinstance(pruner, Pruner) and pruner.guard is None else None
+
+
+def _missed_by_scope(pruner: Pruner) -> str | None:
+    """Say which layers have so few groups that the scope cannot take as much of them as was asked for."""
+    goal, reached = pruner.final_sparsity, pruner.group_sparsity
+    if abs(goal - reached) <= NEAR + 1 / pruner.num_groups:
+        return None
+    counts = {name: pruner.count_groups(name) for name in pruner.masks}
+    told = [f"`{name}` ({count[1]} of {count[0]})" for name, count in counts.items() if count is not None]
+    return (
+        f"`sparsity` of {goal:.4g} is missed: {reached:.4g} of the {pruner.num_groups} groups are gone, as near as "
+        f"`scope` {pruner.recipe.scope} comes with so few: {listed(told, num_shown=8) or 'whole rows alike'}."
+    )
 
 
 def _missed_sparsity(pruner: GroupPruner) -> str | None:

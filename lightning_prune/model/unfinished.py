@@ -27,6 +27,18 @@ OWN = re.compile(r"[0-9a-f]{16}\.pt|\.[0-9a-f]{16}\.pt\.\d+\.tmp|" + re.escape(K
 SECONDS = 60.0  # as much as is lost at most where a process is killed
 
 
+def check_left(folder: str | Path) -> None:
+    """Refuse a folder that no interrupted pruning has left.
+
+    Raises:
+        ValueError: it is not there, or holds something else.
+    """
+    if not (Path(folder) / KEY_FILE).is_file():
+        raise ValueError(
+            f"`unfinished` is a folder that an interrupted pruning has left, but {folder} is not there."
+        )
+
+
 class Unfinished:
     """A folder with a file for each part that is done: sums of calibration, rounds, layers that a solver is done with.
 
@@ -42,12 +54,14 @@ class Unfinished:
     def __init__(self, folder: str | Path, key: str, *, is_wanted: bool = False) -> None:
         self.folder, self.key = Path(folder), key
         self._held: dict[str, Callable[[], Any]] = {}
+        if is_wanted:
+            check_left(folder)
         file = self.folder / KEY_FILE
         known = json.loads(file.read_text(encoding="utf-8")).get("key") if file.is_file() else None
         if is_wanted and known != key:
-            got = "is not there" if known is None else "is of another model, recipe or data"
             raise ValueError(
-                f"`unfinished` is a folder that an interrupted pruning has left, but {folder} {got}."
+                f"`unfinished` is a folder that an interrupted pruning has left, but {folder} is of another model, "
+                "recipe or data."
             )
         if known not in (None, key):
             self.finish()

@@ -1,12 +1,23 @@
 """Less than what was asked for goes never unsaid: by how much, where, and what to change."""
 
+import warnings
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_prune import Channel, Local, Magnitude, PostTrainingPruning, TrainTimePruning, preview, shrink
+from lightning_prune import (
+    Channel,
+    Local,
+    Magnitude,
+    PostTrainingPruning,
+    Slice,
+    TrainTimePruning,
+    preview,
+    prune,
+    shrink,
+)
 from lightning_prune.examples.data import Digits
 from lightning_prune.examples.tasks import Classifier
 from tests.callbacks.toy import Toy, data, trainer
@@ -42,8 +53,21 @@ def test_rounding_that_moves_much_is_said():
         shrink(net(16, 64, 10), torch.ones(2, 16), 0.6, granularity=Channel(multiple_of=32))
 
 
+def test_layers_with_few_rows_are_said():
+    with pytest.warns(UserWarning, match="is missed") as said:
+        prune(net(16, 2, 4, 10), 0.95, granularity=Slice(dim=0), scope=Local())
+    assert [str(w.message) for w in said] == [
+        "`sparsity` of 0.95 is missed: 0.8125 of the 16 groups are gone, as near as `scope` Local(min_keep=1) comes "
+        "with so few: `0.weight` (1 of 2), `2.weight` (1 of 4), `4.weight` (1 of 10)."
+    ]
+
+
 def test_nothing_is_said_where_the_goal_is_near():
-    shrink(net(16, 32, 32, 10), torch.ones(2, 16), 0.7, scope=Local())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = shrink(net(16, 32, 32, 10), torch.ones(2, 16), 0.7, scope=Local())
+        masks = prune(net(4, 100, 3), 0.9, granularity=Slice(dim=0), scope=Local(), exclude=["2"])
+    assert small is not None and masks["0.weight"].any(1).sum() == 10
 
 
 @pytest.mark.parametrize("kind", [TrainTimePruning, PostTrainingPruning])
