@@ -48,6 +48,8 @@ class Recipe:
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
+        if self.exclude is None:  # as a command line may say it
+            object.__setattr__(self, "exclude", ())
         for argument in ("include", "exclude"):
             if (patterns := getattr(self, argument)) is not None:
                 object.__setattr__(self, argument, _checked(argument, patterns))

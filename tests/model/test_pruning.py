@@ -100,6 +100,10 @@ def test_saliency_by_hand():
     assert torch.equal(masks["7.weight"].flatten(), expected)
 
 
+def test_nothing_to_exclude_is_said_by_none_as_well():
+    assert Recipe(0.5, exclude=None) == Recipe(0.5, exclude=())
+
+
 def test_pruning_leaves_all_else_as_it_was():
     model = network().train()
     model[5].eval()
