@@ -25,6 +25,18 @@ from lightning_prune import cli
 ROOT = Path(__file__).resolve().parents[1]
 ON_ALL = ["data.num_val=0", "+trainer.limit_val_batches=0"]
 ON_SOME = ["data.num_val=48000", ON_ALL[1]]
+OF_GPT = "test/perplexity", ("network.embedding", "network.positions", "network.head")
+SMALL_GPT = [
+    *(
+        "model=gpt",
+        "model.num_layers=2",
+        "model.width=64",
+        "model.lr=3e-3",
+        "data=tinyshakespeare",
+        "data.block_size=64",
+    ),
+    *("+trainer.limit_train_batches=150", "+trainer.limit_test_batches=20", ON_ALL[1]),
+]
 RESNET8 = ["model=resnet20", "model.num_blocks=1", "data=fashion_mnist"]
 
 
@@ -47,15 +59,11 @@ SETTINGS = {
     "mlp-fashion-subset": Setting(10, ["model=lenet_300_100", "data=fashion_mnist", *ON_SOME]),
     "resnet8-fashion": Setting(6, [*RESNET8, *ON_ALL]),
     "resnet8-fashion-subset": Setting(4, [*RESNET8, *ON_SOME]),
-    "gpt-shakespeare": Setting(
-        10,
-        ["model=gpt", "data=tinyshakespeare", ON_ALL[1]],
-        "test/perplexity",
-        ("network.embedding", "network.positions", "network.head"),
-    ),
+    "gpt-shakespeare": Setting(10, ["model=gpt", "data=tinyshakespeare", ON_ALL[1]], *OF_GPT),
+    "small-gpt-shakespeare": Setting(4, SMALL_GPT, *OF_GPT),
 }
-"""Subsets are the first 12,000 images, for a CPU: seconds a run."""
-SMALL = ("mlp-fashion-subset", "lenet5-mnist-subset", "resnet8-fashion-subset")
+"""Subsets are the first 12,000 images, for a CPU: seconds a run; the small GPT has 0.1 M parameters and 600 steps."""
+SMALL = ("mlp-fashion-subset", "lenet5-mnist-subset", "resnet8-fashion-subset", "small-gpt-shakespeare")
 TELLING = (GRADUAL, "one_shot", AT_RANDOM, "random", "rigl", "rigl_mean", "set", "static", MODEL_PRUNING)
 """What is worth running where time is short."""
 
