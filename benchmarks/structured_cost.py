@@ -120,10 +120,11 @@ def depth(tool: str, num_layers: int) -> dict[str, float]:
         intermediate_size=4096,
         use_cache=False,
     )
-    with torch.device("meta"):
+    device = "cpu" if tool == "torch-pruning" else "meta"  # it runs the model
+    with torch.device(device):
         model = LlamaForCausalLM(config).eval()
     row: dict[str, float] = {"params, M": sum(p.numel() for p in model.parameters()) / 1e6}
-    ids = torch.zeros(2, 16, dtype=torch.long, device="meta")
+    ids = torch.zeros(2, 16, dtype=torch.long, device=device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if tool == "torch-pruning":
         return row | _torch_pruning(Example(model, (), {"input_ids": ids}))
