@@ -90,7 +90,7 @@ def _torch_pruning(example: Any) -> dict[str, float]:
         "trace",
         lambda: tp.pruner.BasePruner(
             example.model,
-            example.args,
+            example.args or example.kwargs,
             importance=tp.importance.GroupMagnitudeImportance(p=1),
             pruning_ratio=0.5,
             ignored_layers=ignored,

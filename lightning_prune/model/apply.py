@@ -75,8 +75,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _multiply_bits_(bits: Tensor, mask: Tensor) -> None:
     if bits.numel() <= CHUNK:
-        bits.mul_(mask.to(bits.dtype))
+        bits.mul_(mask)  # torch widens the mask as it goes
         return
     length = max(1, CHUNK * len(bits) // bits.numel())  # along the first dim: any strides will do
     for some_bits, some_mask in zip(torch.split(bits, length), torch.split(mask, length), strict=True):
-        some_bits.mul_(some_mask.to(bits.dtype))
+        some_bits.mul_(some_mask)
