@@ -1,7 +1,8 @@
 """What it costs, per training step, to keep a network 90 % sparse: `python -m benchmarks.overhead`.
 
 All ways of masking train the same network on the same batch in turns, a few steps each, on one thread; the time is
-CPU time. A ratio compares a turn with the turn of plain training in the same round.
+CPU time. A ratio compares a turn with the turn of plain training in the same round. fasterai takes part where it is
+installed (`pip install --no-deps fasterai fastcore einops`, and what it then asks for, in an environment of its own).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -103,12 +105,26 @@ def by_parametrization(model: nn.Module, masks: Masks, optimizer_of: Any) -> tor
     return optimizer_of(model)
 
 
+def by_fasterai(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
+    """What fasterai's SparsifyCallback does behind each step, without fastai's training loop."""
+    from fasterai.core.criteria import large_final
+    from fasterai.sparse.sparsifier import Sparsifier
+
+    sparsifier = Sparsifier(model, "weight", "global", large_final, layer_type=(nn.Linear, nn.Conv2d))
+    for name, mask in masks.items():
+        model.get_submodule(name.rpartition(".")[0]).register_buffer("_mask", mask.float())
+    optimizer = optimizer_of(model)
+    optimizer.register_step_post_hook(lambda *_: sparsifier._apply_masks())
+    return optimizer
+
+
 WAYS: dict[str, Make] = {
     "plain": lambda model, masks, optimizer_of: optimizer_of(model),
     "ours": compactly,
     "ours, compact=False": after_step(apply_masks_),
     "torch.nn.utils.prune (ModelPruning)": by_forward_hook,
     "torch.ao.pruning": by_parametrization,
+    **({"fasterai": by_fasterai} if find_spec("fasterai") else {}),
     "_foreach_mul_, float masks": after_step(foreach, torch.float32),
     "_foreach_mul_, bool masks": after_step(foreach),
 }

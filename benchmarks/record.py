@@ -17,7 +17,16 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-COMPARED = ("torch", "lightning", "torchvision", "timm", "transformers", "torch-pruning", "torch-kirigami")
+COMPARED = (
+    "torch",
+    "lightning",
+    "torchvision",
+    "timm",
+    "transformers",
+    "torch-pruning",
+    "torch-kirigami",
+    "fasterai",
+)
 
 
 def facts(seed: int | Sequence[int]) -> dict[str, Any]:
@@ -67,6 +76,6 @@ def table(rows: Sequence[dict[str, str]]) -> str:
 def write(name: str, record: dict[str, Any]) -> Path:
     """Write a run's record to `benchmarks/results`, under its name and time."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{record['date'][:16].replace(':', '')}-{name}.json"
+    path = RESULTS / f"{record['date'][:19].replace(':', '')}-{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

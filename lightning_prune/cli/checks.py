@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_prune.cli.errors import SettingsError
 from lightning_prune.config import PRUNING
-from lightning_prune.core.checks import check_choice, check_count, check_positive
+from lightning_prune.core.checks import check_choice, check_count, check_path, check_positive
 from lightning_prune.core.criteria import check_can_calibrate, check_can_train
 from lightning_prune.core.masking import checked_masking
 from lightning_prune.core.ramp import check_timing
@@ -129,6 +129,8 @@ def _built(node: Any) -> Any:
 
 def _check_checkpoint(cfg: DictConfig) -> None:
     path = cfg.ckpt_path
+    if path is not None:
+        check_path("ckpt_path", path)
     if path is not None and path not in NAMED_CHECKPOINTS and "://" not in path and not Path(path).is_file():
         raise ValueError(f"`ckpt_path` is a checkpoint file, but got {path!r}, which is not there.")
 

@@ -55,7 +55,7 @@ def _train(cfg: DictConfig) -> Metrics:
     from lightning_prune.cli.rehearsal import rehearse
 
     datamodule, model = made(cfg)
-    check_can_choose(cfg.optimized_metric, rehearse(model, datamodule))
+    check_can_choose(cfg.optimized_metric, _logged(cfg, rehearse(model, datamodule)))
     trainer = trainer_of(cfg)
     with invoked(invocation_of(cfg)):
         if cfg.train:
@@ -74,6 +74,14 @@ def _train(cfg: DictConfig) -> Metrics:
     if trainer.is_global_zero:
         write(metrics)
     return metrics
+
+
+def _logged(cfg: DictConfig, names: set[str] | None) -> set[str] | None:
+    """Return the metrics that a run logs, of those that its steps would: it may leave out some of the stages."""
+    limits = {stage: (cfg.get("trainer") or {}).get(f"limit_{stage}_batches") for stage in ("val", "test")}
+    runs = {"train": cfg.train, "val": limits["val"] != 0, "test": cfg.test and limits["test"] != 0}
+    skipped = tuple(f"{stage}/" for stage, does_run in runs.items() if not does_run)
+    return names and {name for name in names if not name.startswith(skipped)}
 
 
 def _known_metrics() -> Metrics | None:

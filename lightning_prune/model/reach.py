@@ -16,7 +16,7 @@ class Reach(NamedTuple):
     numel: int
 
 
-ONE_PASS = Reach(0.12, 1 << 19)
+ONE_PASS = Reach(0.12, 1 << 17)
 """Of kernels that pass over the weights once."""
 SOME_PASSES = Reach(0.2, 1 << 17)
 MANY_PASSES = Reach(0.25, 1 << 14)

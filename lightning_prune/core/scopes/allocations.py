@@ -136,6 +136,8 @@ class Fixed:
     sparsities: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sparsities, Mapping):
+            raise ValueError(f"`sparsities` maps patterns to sparsities, but got {self.sparsities!r}.")
         if not self.sparsities:
             raise ValueError("`sparsities` maps at least one pattern to a sparsity, but got none.")
         check_patterns("sparsities", self.sparsities)
