@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.accuracy_runs import ROOT, SETTINGS, SMALL, SPARSITIES, TELLING, Run, methods, result
 from benchmarks.accuracy_tables import README, placed, summary
 from benchmarks.record import RESULTS, facts
+from lightning_prune.report.storage import write_text
 
 Found = dict[str, list[dict[str, Any]]]
 """Results by setting."""
@@ -85,7 +86,7 @@ def carry_out(missing: Sequence[Run], options: argparse.Namespace, rows: Found) 
             rows[run.setting].append(future.result())
             progress.console.print(future.result())
             record = {**facts(options.seeds), "rows": rows[run.setting]}
-            (options.out / f"{run.setting}.json").write_text(json.dumps(record, indent=1) + "\n")
+            write_text(options.out / f"{run.setting}.json", json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
