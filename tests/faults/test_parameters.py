@@ -1,5 +1,7 @@
 """Parameters of all sorts: what can be masked is, what cannot is left alone or refused by name."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -57,7 +59,9 @@ def test_what_is_no_matrix_of_numbers_is_left_alone(name):
 def test_half_of_any_matrix_is_zero_and_nothing_else_of_it_has_changed(dtype, make):
     module = Odd(make(torch.arange(1.0, 13.0).view(3, 4).to(dtype)))
     before, strides = module.p.detach().clone(), module.p.stride()
-    mask = prune(module, 0.5, include=["p"])["p"]
+    is_too_small = before.numel() == 1
+    with pytest.warns(UserWarning, match="Nothing was removed") if is_too_small else nullcontext():
+        mask = prune(module, 0.5, include=["p"])["p"]
     assert int((~mask).sum()) == round(0.5 * before.numel())
     assert module.p.dtype == dtype and module.p.stride() == strides
     assert torch.equal(module.p, before * mask)
