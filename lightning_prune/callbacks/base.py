@@ -200,7 +200,9 @@ class PruningCallback(L.Callback):
                 "lightning_prune wrote it."
             )
         with restoring(self):
-            is_begun = "version" in state_dict or "pruner" in state_dict
+            is_begun = (
+                "version" in state_dict or "pruner" in state_dict
+            )  # of these there are both, or neither
             self._loaded = state_dict if is_begun and state_dict["version"] and state_dict["pruner"] else None
 
     def _take_state(self, pl_module: L.LightningModule) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ class NormScales:
                     f"`criterion` asks for `{KIND}`, which linear and convolution layers have, but `{name}` belongs to "
                     "none: exclude it."
                 )
-            if not _is_there(model, {layout.module for layout in self._layouts[name]}):
+            if not _is_there(model, [layout.module for layout in self._layouts[name]]):
                 raise ValueError(_without(name))
         self._norms: dict[nn.Module, _BatchNorm] = {}
 
@@ -95,9 +95,9 @@ def _without(name: Name) -> str:
     )
 
 
-def _is_there(model: nn.Module, layers: Container[nn.Module]) -> bool:
+def _is_there(model: nn.Module, layers: Iterable[nn.Module]) -> bool:
     """Whether there is a batch norm that could read what one of some layers gives, by their numbers of features."""
-    given = {_num_outputs(layer) for layer in model.modules() if layer in layers}
+    given = {_num_outputs(layer) for layer in layers}
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
     return any(None in given or norm.num_features in (0, *given) for norm in norms)  # 0: a lazy one
 

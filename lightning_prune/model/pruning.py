@@ -92,13 +92,13 @@ class Pruner(Masked):
     @property
     def group_sparsity(self) -> float:
         """The fraction of the groups that the masks remove; to be called on all processes."""
-        if self.granularity == Weight() or not self.masks:
-            return self.sparsity
-        counts = [self.count_groups(name) or self._count_weights(name) for name in self.masks]
-        return 1.0 - sum(kept for _, kept in counts) / sum(size for size, _ in counts)
+        counts = self.counts().values()
+        return 1.0 - sum(kept for _, kept in counts) / sum(size for size, _ in counts) if counts else 0.0
 
-    def _count_weights(self, name: Name) -> tuple[int, int]:
-        return math.prod(self.shapes[name]), self.shards.num_kept({name: self.masks[name]})[name]
+    def counts(self) -> dict[Name, tuple[int, int]]:
+        """Return how many groups each masked target has and keeps, or weights where each is its own group."""
+        kept = self.shards.num_kept(self.masks)
+        return {n: self.count_groups(n) or (math.prod(self.shapes[n]), kept[n]) for n in self.masks}
 
     def count_groups(self, name: Name) -> tuple[int, int] | None:
         """Return how many groups a target has and keeps; None where each weight is its own group."""

@@ -39,11 +39,10 @@ def _missed_by_scope(pruner: Pruner) -> str | None:
     goal, reached = pruner.final_sparsity, pruner.group_sparsity
     if abs(goal - reached) <= NEAR + 1 / pruner.num_groups:
         return None
-    counts = {name: pruner.count_groups(name) for name in pruner.masks}
-    told = [f"`{name}` ({count[1]} of {count[0]})" for name, count in counts.items() if count is not None]
+    told = [f"`{name}` ({kept} of {size})" for name, (size, kept) in pruner.counts().items()]
     return (
         f"`sparsity` of {goal:.4g} is missed: {reached:.4g} of the {pruner.num_groups} groups are gone, as near as "
-        f"`scope` {pruner.recipe.scope} comes with so few: {listed(told, num_shown=8) or 'whole rows alike'}."
+        f"`scope` {pruner.recipe.scope} comes with so few: {listed(told, num_shown=8)}."
     )
 
 
