@@ -20,6 +20,7 @@ FLOORS = {
         "safetensors",
         "onnx",
         "onnxruntime",
+        "triton",
         "lightning_prune.core",
         "lightning_prune.graph",
         "lightning_prune.model",

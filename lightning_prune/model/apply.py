@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.packing import INTEGERS
 from lightning_prune.core.types import Masks, Name
+from lightning_prune.model.fused import is_fusible, zero_pruned_
 from lightning_prune.model.shards import local
 
 CHUNK = 1 << 19  # weights masked at a time on CPU: their part of the mask, widened, stays in the cache
@@ -20,14 +21,15 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
 
     Kept entries stay as they are, bit for bit. On CPU the bits of the weights are multiplied by 0 or 1 as integers, in
     chunks: much faster than what torch does with a boolean mask, and somewhat slower than with a mask of floats, which
-    would need four times the memory (benchmarks/README.md).
+    would need four times the memory (benchmarks/README.md). On a GPU one kernel writes the zeros of all tensors, where
+    Triton is installed, as it comes with torch for CUDA.
 
     Args:
         tensors: floating-point, of any shape, strides and device, DTensors as well.
         masks: boolean, one for each tensor, of its shape and on its device.
 
     Raises:
-        ValueError: a mask is not boolean or not of its tensor's shape; the tensors before it are masked by then.
+        ValueError: a mask is not boolean or not of its tensor's shape; some of the others may be masked by then.
 
     Example:
         >>> weight = torch.tensor([1.0, -2.0, float("nan")])
@@ -35,6 +37,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         >>> weight
         tensor([1., 0., 0.])
     """
+    fusible = list[tuple[Tensor, Tensor]]()
     for tensor, mask in zip(tensors, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != tensor.shape:
             raise ValueError(
@@ -44,8 +47,12 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         if _is_plain(tensor):
             integer = INTEGERS[tensor.element_size()]
             _multiply_bits_(tensor.view(integer), mask.view(torch.uint8))
+        elif is_fusible(tensor, mask):
+            fusible.append((tensor, mask))
         else:
             tensor.masked_fill_(mask.logical_not(), 0.0)
+    if fusible:
+        zero_pruned_(*zip(*fusible, strict=True))
 
 
 class Masked:

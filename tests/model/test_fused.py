@@ -1,0 +1,55 @@
+"""One kernel for the masks of all weights on a GPU; where there is none, Triton's interpreter runs it if installed."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune.model.fused import is_fusible, table_of
+from lightning_prune.model.fused_kernel import BLOCK
+
+INTERPRETED = """
+import torch
+from lightning_prune.model.fused import zero_pruned_
+
+draw = torch.Generator().manual_seed(0)
+for dtype, integer in [(torch.float32, torch.int32), (torch.bfloat16, torch.int16), (torch.float64, torch.int64)]:
+    shapes = [(3,), (70, 130), (), (0, 4), (4096,), (2, 4097)]
+    values = [torch.randn(shape, generator=draw).to(dtype) for shape in shapes]
+    values[1][0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])
+    masks = [torch.rand(shape, generator=draw) > 0.7 for shape in shapes]
+    weights = [value.clone() for value in values]
+    versions = [weight._version for weight in weights]
+    zero_pruned_(weights, masks)
+    for weight, value, mask, version in zip(weights, values, masks, versions):
+        bits = value.view(integer)
+        assert torch.equal(weight.view(integer), torch.where(mask, bits, torch.zeros_like(bits)))
+        assert weight._version > version
+print("equal")
+"""
+
+
+def test_the_kernel_zeroes_what_masks_remove_and_nothing_else(subprocess_env):
+    pytest.importorskip("triton")
+    environment = {**subprocess_env, "TRITON_INTERPRET": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ran.stdout.split() == ["equal"], ran.stderr
+
+
+def test_a_table_has_each_weight_once():
+    pieces = ((1 << 20, 5, 2 * BLOCK + 1), (1 << 30, 99999, 3), (7, 8, 0), (1 << 40, 1 << 41, BLOCK))
+    table = table_of(pieces, 4, torch.device("cpu")).tolist()
+    seen = [(w + 4 * i, m + i) for w, m, number in table for i in range(number)]
+    assert seen == [(w + 4 * i, m + i) for w, m, number in pieces for i in range(number)]
+    assert max(number for _, _, number in table) == BLOCK
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(4), nn.Parameter(torch.ones(2, 2))], ids=["tensor", "parameter"]
+)
+def test_tensors_on_a_cpu_are_masked_otherwise(tensor):
+    assert not is_fusible(tensor, torch.ones(tensor.shape, dtype=torch.bool))
