@@ -3,6 +3,7 @@
 All ways of masking train the same network on the same batch in turns, a few steps each, on one thread; the time is
 CPU time. A ratio compares a turn with the turn of plain training in the same round. fasterai takes part where it is
 installed (`pip install --no-deps fasterai fastcore einops`, and what it then asks for, in an environment of its own).
+With `--device cuda` it is the time on the clock, the device synchronised before and after a turn.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ from torch.nn.utils import prune
 from benchmarks.record import facts, quartiles, table, write
 from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import LazyScores, Masks
-from lightning_prune.examples.networks import MLP, ResNet20
+from lightning_prune.examples.networks import GPT, MLP, ResNet20
+from lightning_prune.model import apply, compact
 from lightning_prune.model.apply import apply_masks_
 from lightning_prune.model.compact import CompactSteps
 
@@ -33,14 +36,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "lenet": (MLP, (128, 1, 28, 28), 4),
     "mlp": (lambda: MLP((784, 2048, 2048, 2048, 10)), (32, 1, 28, 28), 4),
     "resnet": (ResNet20, (64, 3, 32, 32), 1),
+    "gpt": (lambda: GPT(4096, 256, num_layers=12, num_heads=12, width=768), (8, 256), 1),
 }
-"""Name -> network, shape of a batch, measured steps of a turn."""
+"""Name -> network, shape of a batch, measured steps of a turn; the GPT, of 85 M weights in its blocks, is for a GPU."""
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4),
     "fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True),
 }
-Measure = Callable[[str, str, int, int], dict[str, Any]]
+Measure = Callable[[argparse.Namespace, str, str], dict[str, Any]]
+"""(the command line's options, network, optimizer) -> a run."""
 Make = Callable[[nn.Module, Masks, Callable[[nn.Module], torch.optim.Optimizer]], torch.optim.Optimizer]
 
 
@@ -67,6 +72,22 @@ def after_step(mask_: Callable[[list[Tensor], list[Tensor]], Any], dtype: torch.
 @torch.no_grad()
 def foreach(weights: list[Tensor], masks: list[Tensor]) -> None:
     torch._foreach_mul_(weights, masks)
+
+
+def tensor_by_tensor(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
+    """Mask on a GPU without our kernel, as where there is no Triton."""
+
+    def mask_(weights: list[Tensor], masks: list[Tensor]) -> None:
+        with mock.patch.object(apply, "is_fusible", return_value=False):
+            apply_masks_(weights, masks)
+
+    return after_step(mask_)(model, masks, optimizer_of)
+
+
+def all_compactly(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
+    """Step the survivors of all weights alone, wherever they lie."""
+    with mock.patch.object(compact, "is_worth_it", return_value=True):
+        return compactly(model, masks, optimizer_of)
 
 
 def compactly(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
@@ -128,6 +149,11 @@ WAYS: dict[str, Make] = {
     "_foreach_mul_, float masks": after_step(foreach, torch.float32),
     "_foreach_mul_, bool masks": after_step(foreach),
 }
+ON_GPU: dict[str, Make] = {
+    "ours, tensor by tensor": tensor_by_tensor,
+    "ours, survivors stepped alone": all_compactly,
+}
+"""More ways, of interest on a GPU alone."""
 
 
 def live_bytes() -> int:
@@ -149,6 +175,26 @@ def magnitude_masks(model: nn.Module) -> Masks:
     return keep_top(scores, total - round(SPARSITY * total))
 
 
+@dataclass(frozen=True)
+class At:
+    """Where networks train: the device, whether in bfloat16 by autocast, and whether compiled."""
+
+    device: str = "cpu"
+    is_mixed: bool = False
+    is_compiled: bool = False
+
+    @property
+    def ways(self) -> dict[str, Make]:
+        return WAYS if self.device == "cpu" else WAYS | ON_GPU
+
+    def now(self) -> float:
+        """Return CPU seconds, or of a GPU, when it is done with all, those on the clock."""
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
 @dataclass
 class Built:
     """A network in training: a function that makes one step, and the bytes that its tensors hold."""
@@ -159,17 +205,25 @@ class Built:
     live_bytes: int
 
 
-def build(network: str, way: str, optimizer: str, seed: int) -> Built:
+def build(network: str, way: str, optimizer: str, seed: int, at: At) -> Built:
     make_model, shape, _ = NETWORKS[network]
     gc.collect()
     before = live_bytes()
     torch.manual_seed(seed)
-    model, inputs, labels = make_model(), torch.randn(shape), torch.randint(10, shape[:1])
-    stepper = WAYS[way](model, magnitude_masks(model), OPTIMIZERS[optimizer])
+    model = make_model().to(at.device)
+    inputs, labels = torch.randn(shape), torch.randint(10, shape[:1])
+    if network == "gpt":
+        inputs, labels = torch.randint(4096, shape), torch.randint(4096, (shape[0] * shape[1],))
+    inputs, labels = inputs.to(at.device), labels.to(at.device)
+    stepper = at.ways[way](model, magnitude_masks(model), OPTIMIZERS[optimizer])
+    if at.is_compiled:
+        model.compile()
 
     def step() -> None:
         stepper.zero_grad()
-        F.cross_entropy(model(inputs), labels).backward()
+        with torch.autocast(at.device, torch.bfloat16, enabled=at.is_mixed):
+            loss = F.cross_entropy(model(inputs).flatten(0, -2), labels)
+        loss.backward()
         stepper.step()
 
     step()
@@ -182,19 +236,19 @@ def sparsity(model: nn.Module) -> float:
     return sum(int((w == 0).sum()) for w in layers) / sum(w.numel() for w in layers)
 
 
-def measure(network: str, optimizer: str, num_rounds: int, seed: int) -> dict[str, Any]:
-    num_steps = NETWORKS[network][2]
-    built = {way: build(network, way, optimizer, seed) for way in WAYS}
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+def measure(network: str, optimizer: str, num_rounds: int, seed: int, at: At = At()) -> dict[str, Any]:
+    num_steps = NETWORKS[network][2] if at.device == "cpu" else 20
+    built = {way: build(network, way, optimizer, seed, at) for way in at.ways}
+    times: dict[str, list[float]] = {way: [] for way in at.ways}
     for number in range(num_rounds):
-        order = list(WAYS) if number % 2 else list(reversed(WAYS))
+        order = list(at.ways) if number % 2 else list(reversed(at.ways))
         for way in order:
             step = built[way].step
             step()  # brings the way's tensors back into the cache
-            start = time.process_time()
+            start = at.now()
             for _ in range(num_steps):
                 step()
-            times[way].append((time.process_time() - start) / num_steps)
+            times[way].append((at.now() - start) / num_steps)
     rows = {way: result(way, ready, times[way], times["plain"]) for way, ready in built.items()}
     facts_of_run = {"network": network, "optimizer": optimizer, "rounds": num_rounds}
     return facts_of_run | {"steps_per_turn": num_steps, "ways": rows}
@@ -204,7 +258,7 @@ def result(way: str, built: Built, times: list[float], plain: list[float]) -> di
     assert way == "plain" or abs(sparsity(built.model) - SPARSITY) < 1e-3, way
     ratios = [ours / theirs for ours, theirs in zip(times, plain, strict=True)]
     row = {"seconds": quartiles(times), "ratio": quartiles(ratios), "live_bytes": built.live_bytes}
-    if masking := getattr(built.optimizer, "masking", None):
+    if (masking := getattr(built.optimizer, "masking", None)) and next(built.model.parameters()).is_cpu:
         row |= {
             "masking": quartiles(masking),
             "masking_to_plain": quartiles(masking)[1] / quartiles(plain)[1],
@@ -213,20 +267,27 @@ def result(way: str, built: Built, times: list[float], plain: list[float]) -> di
 
 
 def run_all(
-    name: str, text: str | None, measure: Measure, *, optimizers: Sequence[str], num_rounds: int
+    name: str,
+    text: str | None,
+    measure: Measure,
+    *,
+    optimizers: Sequence[str],
+    num_rounds: int,
+    prepare: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> None:
     """Measure each network with each optimizer, as the command line says, print the tables and write the record."""
     parser = argparse.ArgumentParser(description=text)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["lenet", "mlp", "resnet"])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(optimizers))
     parser.add_argument("--rounds", type=int, default=num_rounds)
     parser.add_argument("--seed", type=int, default=0)
+    prepare(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     record = facts(args.seed) | {"sparsity": SPARSITY, "runs": []}
     for network in args.networks:
         for optimizer in args.optimizers:
-            run = measure(network, optimizer, args.rounds, args.seed)
+            run = measure(args, network, optimizer)
             record["runs"].append(run)
             print(f"\n{network}, {optimizer}, batch {NETWORKS[network][1][0]}, {args.rounds} rounds")
             print(table([show(way, row) for way, row in run["ways"].items()]), flush=True)
@@ -247,5 +308,16 @@ def show(way: str, row: dict[str, Any]) -> dict[str, str]:
     return line
 
 
+def place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--mixed", action="store_true", help="bfloat16 by autocast")
+    parser.add_argument("--compile", action="store_true")
+
+
+def at_place(args: argparse.Namespace, network: str, optimizer: str) -> dict[str, Any]:
+    at = At(args.device, args.mixed, args.compile)
+    return asdict(at) | measure(network, optimizer, args.rounds, args.seed, at)
+
+
 if __name__ == "__main__":
-    run_all("overhead", __doc__, measure, optimizers=list(OPTIMIZERS), num_rounds=40)
+    run_all("overhead", __doc__, at_place, optimizers=list(OPTIMIZERS), num_rounds=40, prepare=place)

@@ -7,6 +7,7 @@ with that of plain training in the same round.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import time
 import warnings
@@ -106,11 +107,11 @@ def fit(network: str, way: str, optimizer: str, seed: int) -> float:
     return clock.seconds
 
 
-def measure(network: str, optimizer: str, num_rounds: int, seed: int) -> dict[str, Any]:
+def measure(args: argparse.Namespace, network: str, optimizer: str) -> dict[str, Any]:
     times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in range(num_rounds):
+    for number in range(args.rounds):
         for way in list(WAYS) if number % 2 else list(reversed(WAYS)):
-            times[way].append(fit(network, way, optimizer, seed))
+            times[way].append(fit(network, way, optimizer, args.seed))
     rows = {
         way: {
             "seconds": quartiles(found),
@@ -118,7 +119,7 @@ def measure(network: str, optimizer: str, num_rounds: int, seed: int) -> dict[st
         }
         for way, found in times.items()
     }
-    return {"network": network, "optimizer": optimizer, "rounds": num_rounds, "ways": rows}
+    return {"network": network, "optimizer": optimizer, "rounds": args.rounds, "ways": rows}
 
 
 if __name__ == "__main__":

@@ -60,7 +60,9 @@ class Overflowing(Toy):
         return loss * 1e30 if batch_idx % 3 == 1 else loss
 
 
-@pytest.mark.parametrize("optimizer", [{"optimizer": "SGD", "lr": 0.1}, {"fused": True}, {"foreach": True}], ids=str)
+@pytest.mark.parametrize(
+    "optimizer", [{"optimizer": "SGD", "lr": 0.1}, {"fused": True}, {"foreach": True}], ids=str
+)
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true", "32"])
 def test_no_forward_reads_a_pruned_weight(precision, optimizer):
     pruning = TrainTimePruning(0.8, window=QUICK, report=False)
@@ -119,10 +121,12 @@ def test_it_goes_on_bit_for_bit(kind, precision, tmp_path):
     assert all(torch.equal(mask, again.masks[name]) for name, mask in pruning.masks.items())
 
 
-@pytest.mark.parametrize("first, then", [("gpu", "cpu"), ("cpu", "gpu")])
+@pytest.mark.parametrize(("first", "then"), [("gpu", "cpu"), ("cpu", "gpu")])
 def test_a_run_goes_on_on_another_device(first, then, tmp_path):
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=9, save_top_k=-1)
-    trainer(TrainTimePruning(0.8, window=QUICK, report=False), saving, accelerator=first).fit(Toy(), data(), data())
+    trainer(TrainTimePruning(0.8, window=QUICK, report=False), saving, accelerator=first).fit(
+        Toy(), data(), data()
+    )
     pruning = TrainTimePruning(0.8, window=QUICK, report=False)
     witness, module = Witness(pruning), Toy()
     fitted = trainer(pruning, witness, accelerator=then)

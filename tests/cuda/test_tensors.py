@@ -29,7 +29,9 @@ def no_waiting():
 
 def drawn(dtype, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    values = [torch.tensor(SPECIAL, dtype=dtype)[torch.randint(0, 8, shape, generator=draw)] for shape in SHAPES]
+    values = [
+        torch.tensor(SPECIAL, dtype=dtype)[torch.randint(0, 8, shape, generator=draw)] for shape in SHAPES
+    ]
     return values, [torch.rand(shape, generator=draw) > 0.5 for shape in SHAPES]
 
 
