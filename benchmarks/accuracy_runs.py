@@ -59,12 +59,10 @@ SETTINGS = {
     "mlp-fashion-subset": Setting(10, ["model=lenet_300_100", "data=fashion_mnist", *ON_SOME]),
     "resnet8-fashion": Setting(6, [*RESNET8, *ON_ALL]),
     "resnet8-fashion-subset": Setting(4, [*RESNET8, *ON_SOME]),
-    "resnet20-fashion": Setting(10, ["model=resnet20", "data=fashion_mnist", *ON_ALL]),
     "gpt-shakespeare": Setting(10, ["model=gpt", "data=tinyshakespeare", ON_ALL[1]], *OF_GPT),
     "small-gpt-shakespeare": Setting(4, SMALL_GPT, *OF_GPT),
 }
-"""Subsets are the first 12,000 images, for a CPU: seconds a run; the small GPT has 0.1 M parameters and 600 steps.
-ResNet-20 on all of Fashion-MNIST is for a GPU."""
+"""Subsets are the first 12,000 images, for a CPU: seconds a run; the small GPT has 0.1 M parameters and 600 steps."""
 SMALL = ("mlp-fashion-subset", "lenet5-mnist-subset", "resnet8-fashion-subset", "small-gpt-shakespeare")
 TELLING = (GRADUAL, "one_shot", AT_RANDOM, "random", "rigl", "rigl_mean", "set", "static", MODEL_PRUNING)
 """What is worth running where time is short."""

@@ -27,11 +27,11 @@ from benchmarks.record import facts, quartiles, table, write
 from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import LazyScores, Masks
 from lightning_prune.examples.networks import GPT, MLP, ResNet20
-from lightning_prune.model import apply, compact
+from lightning_prune.model import compact, fused
 from lightning_prune.model.apply import apply_masks_
 from lightning_prune.model.compact import CompactSteps
 
-SPARSITY = 0.9
+SPARSITY, FEW = 0.9, fused.FEW
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "lenet": (MLP, (128, 1, 28, 28), 4),
     "mlp": (lambda: MLP((784, 2048, 2048, 2048, 10)), (32, 1, 28, 28), 4),
@@ -74,14 +74,15 @@ def foreach(weights: list[Tensor], masks: list[Tensor]) -> None:
     torch._foreach_mul_(weights, masks)
 
 
-def tensor_by_tensor(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
-    """Mask on a GPU without our kernel, as where there is no Triton."""
+def one_kernel(few: int) -> Make:
+    """Mask on a GPU by our kernel only for more tensors than these."""
 
     def mask_(weights: list[Tensor], masks: list[Tensor]) -> None:
-        with mock.patch.object(apply, "is_fusible", return_value=False):
-            apply_masks_(weights, masks)
+        fused.FEW = few
+        apply_masks_(weights, masks)
+        fused.FEW = FEW
 
-    return after_step(mask_)(model, masks, optimizer_of)
+    return after_step(mask_)
 
 
 def all_compactly(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
@@ -150,7 +151,8 @@ WAYS: dict[str, Make] = {
     "_foreach_mul_, bool masks": after_step(foreach),
 }
 ON_GPU: dict[str, Make] = {
-    "ours, tensor by tensor": tensor_by_tensor,
+    "ours, by one kernel": one_kernel(0),
+    "ours, by torch's loop": one_kernel(1 << 30),
     "ours, survivors stepped alone": all_compactly,
 }
 """More ways, of interest on a GPU alone."""
@@ -210,7 +212,8 @@ def build(network: str, way: str, optimizer: str, seed: int, at: At) -> Built:
     gc.collect()
     before = live_bytes()
     torch.manual_seed(seed)
-    model = make_model().to(at.device)
+    with torch.device(at.device):
+        model = make_model()
     inputs, labels = torch.randn(shape), torch.randint(10, shape[:1])
     if network == "gpt":
         inputs, labels = torch.randint(4096, shape), torch.randint(4096, (shape[0] * shape[1],))
@@ -237,7 +240,7 @@ def sparsity(model: nn.Module) -> float:
 
 
 def measure(network: str, optimizer: str, num_rounds: int, seed: int, at: At = At()) -> dict[str, Any]:
-    num_steps = NETWORKS[network][2] if at.device == "cpu" else 20
+    num_steps = NETWORKS[network][2] if at.device == "cpu" else 10
     built = {way: build(network, way, optimizer, seed, at) for way in at.ways}
     times: dict[str, list[float]] = {way: [] for way in at.ways}
     for number in range(num_rounds):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.packing import INTEGERS
 from lightning_prune.core.types import Masks, Name
-from lightning_prune.model.fused import is_fusible, zero_pruned_
+from lightning_prune.model.fused import is_on_gpu, mask_on_gpu_
 from lightning_prune.model.shards import local
 
 CHUNK = 1 << 19  # weights masked at a time on CPU: their part of the mask, widened, stays in the cache
@@ -21,8 +21,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
 
     Kept entries stay as they are, bit for bit. On CPU the bits of the weights are multiplied by 0 or 1 as integers, in
     chunks: much faster than what torch does with a boolean mask, and somewhat slower than with a mask of floats, which
-    would need four times the memory (benchmarks/README.md). On a GPU one kernel writes the zeros of all tensors, where
-    Triton is installed, as it comes with torch for CUDA.
+    would need four times the memory (benchmarks/README.md). On a GPU one kernel writes the zeros of many tensors.
 
     Args:
         tensors: floating-point, of any shape, strides and device, DTensors as well.
@@ -37,7 +36,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         >>> weight
         tensor([1., 0., 0.])
     """
-    fusible = list[tuple[Tensor, Tensor]]()
+    on_gpu = list[tuple[Tensor, Tensor]]()
     for tensor, mask in zip(tensors, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != tensor.shape:
             raise ValueError(
@@ -47,12 +46,12 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         if _is_plain(tensor):
             integer = INTEGERS[tensor.element_size()]
             _multiply_bits_(tensor.view(integer), mask.view(torch.uint8))
-        elif is_fusible(tensor, mask):
-            fusible.append((tensor, mask))
+        elif is_on_gpu(tensor, mask):
+            on_gpu.append((tensor, mask))
         else:
             tensor.masked_fill_(mask.logical_not(), 0.0)
-    if fusible:
-        zero_pruned_(*zip(*fusible, strict=True))
+    if on_gpu:
+        mask_on_gpu_(*zip(*on_gpu, strict=True))
 
 
 class Masked:

@@ -9,7 +9,6 @@ from torch import nn
 from lightning_prune.core.selection import keep_top, keep_top_rows
 from lightning_prune.model import fused
 from lightning_prune.model.apply import apply_masks_
-from lightning_prune.model.fused import is_fusible
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SPECIAL = [0.0, -0.0, 1.0, -1.5, float("inf"), -float("inf"), float("nan"), 1e-40]
@@ -35,14 +34,13 @@ def drawn(dtype, seed=0):
     return values, [torch.rand(shape, generator=draw) > 0.5 for shape in SHAPES]
 
 
-@pytest.mark.parametrize("way", ["one kernel", "tensor by tensor"])
+@pytest.mark.parametrize("way", ["one kernel", "torch's loop"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_masks_are_applied_as_on_a_cpu(device, dtype, way, monkeypatch):
-    if way == "tensor by tensor":
-        monkeypatch.setattr(fused, "_works", lambda device: False)
+    monkeypatch.setattr(fused, "FEW", 0 if way == "one kernel" else 99)
     values, masks = drawn(dtype)
     on_cpu, on_gpu = [v.clone() for v in values], [v.to(device) for v in values]
-    assert is_fusible(on_gpu[1], masks[1].to(device)) == (way == "one kernel")
+    assert fused._works(on_gpu[0].device)
     apply_masks_(on_cpu, masks)
     masks = [mask.to(device) for mask in masks]
     apply_masks_(on_gpu, masks)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune.model.fused import is_fusible, table_of
+from lightning_prune.model.fused import is_on_gpu, table_of
 from lightning_prune.model.fused_kernel import BLOCK
 
 INTERPRETED = """
@@ -52,4 +52,4 @@ def test_a_table_has_each_weight_once():
     "tensor", [torch.ones(4), nn.Parameter(torch.ones(2, 2))], ids=["tensor", "parameter"]
 )
 def test_tensors_on_a_cpu_are_masked_otherwise(tensor):
-    assert not is_fusible(tensor, torch.ones(tensor.shape, dtype=torch.bool))
+    assert not is_on_gpu(tensor, torch.ones(tensor.shape, dtype=torch.bool))
