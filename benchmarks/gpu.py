@@ -63,7 +63,7 @@ def integers(weights: list[Tensor], masks: list[Tensor]) -> None:
 
 def anew(weights: list[Tensor], masks: list[Tensor]) -> None:
     pieces = [(w.data_ptr(), m.data_ptr(), w.numel()) for w, m in zip(weights, masks, strict=True)]
-    table = fused.table_of(tuple(pieces), 4, weights[0].device)
+    table = fused.table_of(tuple(pieces), 4, weights[0].get_device())
     fused_kernel.KERNELS[4][(len(table), 1, 1)](table)
 
 

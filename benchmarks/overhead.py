@@ -27,11 +27,11 @@ from benchmarks.record import facts, quartiles, table, write
 from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import LazyScores, Masks
 from lightning_prune.examples.networks import GPT, MLP, ResNet20
-from lightning_prune.model import compact, fused
+from lightning_prune.model import compact
 from lightning_prune.model.apply import apply_masks_
 from lightning_prune.model.compact import CompactSteps
 
-SPARSITY, FEW = 0.9, fused.FEW
+SPARSITY = 0.9
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "lenet": (MLP, (128, 1, 28, 28), 4),
     "mlp": (lambda: MLP((784, 2048, 2048, 2048, 10)), (32, 1, 28, 28), 4),
@@ -72,17 +72,6 @@ def after_step(mask_: Callable[[list[Tensor], list[Tensor]], Any], dtype: torch.
 @torch.no_grad()
 def foreach(weights: list[Tensor], masks: list[Tensor]) -> None:
     torch._foreach_mul_(weights, masks)
-
-
-def one_kernel(few: int) -> Make:
-    """Mask on a GPU by our kernel only for more tensors than these."""
-
-    def mask_(weights: list[Tensor], masks: list[Tensor]) -> None:
-        fused.FEW = few
-        apply_masks_(weights, masks)
-        fused.FEW = FEW
-
-    return after_step(mask_)
 
 
 def all_compactly(model: nn.Module, masks: Masks, optimizer_of: Any) -> torch.optim.Optimizer:
@@ -151,8 +140,6 @@ WAYS: dict[str, Make] = {
     "_foreach_mul_, bool masks": after_step(foreach),
 }
 ON_GPU: dict[str, Make] = {
-    "ours, by one kernel": one_kernel(0),
-    "ours, by torch's loop": one_kernel(1 << 30),
     "ours, survivors stepped alone": all_compactly,
 }
 """More ways, of interest on a GPU alone."""
@@ -235,7 +222,7 @@ def build(network: str, way: str, optimizer: str, seed: int, at: At) -> Built:
 
 def sparsity(model: nn.Module) -> float:
     """Return the sparsity of the weights that a forward pass sees."""
-    layers = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)]
     return sum(int((w == 0).sum()) for w in layers) / sum(w.numel() for w in layers)
 
 

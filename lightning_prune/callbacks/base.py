@@ -70,11 +70,14 @@ class PruningCallback(L.Callback):
     def masks(self) -> Masks:
         """The masks of the pruned weights by name, True is kept; empty before the first update.
 
-        They are spread over processes as the weights are: DTensors where those are.
+        They lie where the weights lie, which Lightning moves to the CPU after a run on a GPU, and are spread over
+        processes as the weights are: DTensors where those are.
         """
-        if isinstance(self.pruner, Pruner):
-            return self.pruner.shards.placed(self.pruner.masks)
-        return self.pruner.masks if self.pruner else {}
+        if self.pruner is None:
+            return {}
+        placed = self.pruner.shards.placed if isinstance(self.pruner, Pruner) else dict
+        masks, targets = placed(self.pruner.masks), self.pruner.targets
+        return {name: mask.to(targets[name].device) for name, mask in masks.items()}
 
     @property
     def is_final(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.core.across import total_of
 from lightning_prune.core.keys import Bracket, key_of
-from lightning_prune.core.types import Scores, across_of, pieces_of, shapes_of
+from lightning_prune.core.types import Name, Scores, across_of, pieces_of, shapes_of
 
 NUM_SAMPLES = 1 << 17
 MARGIN = 4.0  # of the bracket around the sample's estimate, in standard deviations
@@ -19,10 +19,13 @@ def sample_of(scores: Scores, stride: int) -> tuple[Tensor, torch.dtype]:
     """Return every `stride`-th score of all, descending, and the dtype that holds each score exactly."""
     total = sum(math.prod(shape) for shape in shapes_of(scores).values())
     # one buffer: small tensors that stay, made between large ones that go, leave memory in pieces that nobody can use
-    sample, place = torch.empty(total // stride + 1, dtype=torch.float64), 0
-    start, dtype, num_nan = 0, torch.float32, dict.fromkeys(scores, 0)
+    sample, place = torch.empty(0, dtype=torch.float64), 0
+    start, dtype = 0, torch.float32
+    num_nan: dict[Name, Tensor | int] = dict.fromkeys(scores, 0)
     for name in scores:
         for piece in pieces_of(scores, name):
+            if not len(sample):
+                sample = sample.new_empty(total // stride + 1, device=counted_on(piece))
             chosen = piece.reshape(-1)[start::stride]
             sample[place : place + len(chosen)] = chosen
             place += len(chosen)
@@ -30,7 +33,7 @@ def sample_of(scores: Scores, stride: int) -> tuple[Tensor, torch.dtype]:
             start = (start - piece.numel()) % stride
             num_nan[name] += num_nan_of(piece)
             del piece, chosen  # gone before the next one is computed
-    refuse_nan(scores, list(num_nan.values()))
+    refuse_nan(scores, [int(number) for number in num_nan.values()])
     return sample[:place].sort(descending=True).values, dtype
 
 
@@ -46,7 +49,15 @@ def guess(sample: Tensor, share: float, is_exact: bool, bounds: Bracket, dtype: 
     return Bracket(low, key_of(float(sample[first]), dtype) if 0 <= first < len(sample) else bounds.high)
 
 
-def num_nan_of(tensor: Tensor) -> int:
+def counted_on(scores: Tensor) -> torch.device:
+    """Return where to count scores: on their GPU, so that nobody waits for it, and all others on the CPU."""
+    return scores.device if scores.is_cuda else torch.device("cpu")
+
+
+def num_nan_of(tensor: Tensor) -> Tensor | int:
+    """Return how many entries are NaN; of a tensor on a GPU the count stays there."""
+    if tensor.is_cuda:
+        return tensor.isnan().sum()
     return 0 if bool(tensor.sum().isfinite()) else int(tensor.isnan().sum())
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_prune.core import sampling
 from lightning_prune.core.across import shared_ties, widest
 from lightning_prune.core.keys import Bracket, key_of, keys_of, value_of
-from lightning_prune.core.sampling import guess, num_nan_of, refuse_nan, sample_of
+from lightning_prune.core.sampling import counted_on, guess, num_nan_of, refuse_nan, sample_of
 from lightning_prune.core.types import Masks, Name, Scores, Shape, across_of, pieces_of, shapes_of
 
 CHUNK = 1 << 18  # scores read at a time on CPU: they stay in cache between one operation and the next
@@ -49,7 +49,7 @@ def keep_top(scores: Scores, num_keep: int) -> Masks:
     if not 0 <= num_keep <= total:
         raise ValueError(f"`num_keep` is a number of scores, in [0, {total}], but got {num_keep}.")
     if num_keep in (0, total):
-        refuse_nan(scores, [sum(map(num_nan_of, pieces_of(scores, name))) for name in scores])
+        refuse_nan(scores, [sum(int(num_nan_of(p)) for p in pieces_of(scores, name)) for name in scores])
         return {name: _constant(scores[name], num_keep > 0) for name in scores}
     return _masks(scores, _find_cut(scores, num_keep, total))
 
@@ -73,7 +73,7 @@ def keep_top_rows(scores: Tensor, num_keep: int, name: Name = "scores") -> Tenso
     num_columns = scores.shape[1]
     if not 0 <= num_keep <= num_columns:
         raise ValueError(f"`num_keep` is a number of columns, in [0, {num_columns}], but got {num_keep}.")
-    refuse_nan({name: scores}, [num_nan_of(scores)])
+    refuse_nan({name: scores}, [int(num_nan_of(scores))])
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     height = max(1, CHUNK // max(1, num_columns))
     for part, marks in zip(torch.split(scores, height), torch.split(mask, height), strict=True):
@@ -121,27 +121,30 @@ def _find_cut(scores: Scores, num_keep: int, total: int) -> _Cut:
 
 def _count(scores: Scores, bracket: Bracket, dtype: torch.dtype) -> tuple[int, Tensor]:
     """Count the scores above a bracket, and those in each of its bins."""
-    histogram = torch.zeros(bracket.num_bins, dtype=torch.int64)
-    num_above = sum(_count_one(pieces_of(scores, name), bracket, dtype, histogram) for name in scores)
-    if (across := across_of(scores)) is None:
-        return num_above, histogram
-    summed = across.sum(torch.cat([histogram, histogram.new_tensor([num_above])]))
-    return int(summed[-1]), summed[:-1]
+    tally = torch.empty(0, dtype=torch.int64)
+    for name in scores:
+        for values in _chunks(pieces_of(scores, name), dtype):
+            if not len(tally):
+                tally = tally.new_zeros(bracket.num_bins + 1, device=counted_on(values))
+            _count_into(tally, values, bracket)
+            del values  # gone before the next one is computed
+    tally = tally if len(tally) else tally.new_zeros(bracket.num_bins + 1)
+    if (across := across_of(scores)) is not None:
+        tally = across.sum(tally)
+    return int(tally[-1]), tally[:-1]
 
 
-def _count_one(pieces: Iterable[Tensor], bracket: Bracket, dtype: torch.dtype, histogram: Tensor) -> int:
-    """Return how many scores are above the bracket; add those inside to the histogram."""
-    num_above, low, high = 0, value_of(bracket.low, dtype), value_of(bracket.high, dtype)
-    for values in _chunks(pieces, dtype):
-        above, inside = values > high, values >= low
-        num_above += int(torch.count_nonzero(above))
-        inside ^= above
-        if bracket.low == bracket.high:
-            histogram += torch.count_nonzero(inside).cpu()
-        else:
-            bins = bracket.bins_of(keys_of(values[inside])).cpu()
-            histogram.scatter_add_(0, bins, torch.ones_like(bins))
-    return num_above
+def _count_into(tally: Tensor, values: Tensor, bracket: Bracket) -> None:
+    """Add how many of some scores are in each bin of the bracket, and in the last place how many are above it."""
+    low, high = value_of(bracket.low, values.dtype), value_of(bracket.high, values.dtype)
+    above, inside = values > high, values >= low
+    tally[-1] += torch.count_nonzero(above).to(tally.device)
+    inside ^= above
+    if bracket.low == bracket.high:
+        tally[0] += torch.count_nonzero(inside).to(tally.device)
+    else:
+        bins = bracket.bins_of(keys_of(values[inside])).to(tally.device)
+        tally.scatter_add_(0, bins, torch.ones_like(bins))
 
 
 def _masks(scores: Scores, cut: _Cut) -> Masks:

@@ -1,9 +1,10 @@
-"""Masks of many weights on a GPU, applied by few launches: each costs the processor more than the masking the GPU."""
+"""Masks of many weights on a GPU, applied by few launches, which cost the processor more than they cost the GPU."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from importlib.util import find_spec
 
@@ -13,64 +14,73 @@ from torch import Tensor, nn
 from lightning_prune.core.packing import INTEGERS
 from lightning_prune.model.fused_kernel import BLOCK, launch
 
-FEW = 8  # tensors whose launches one by one, from torch's own loop, are cheaper than that of our kernel
 Piece = tuple[int, int, int]
 """Where the weights lie, where their mask lies, and how many they are."""
 
 
 def is_on_gpu(tensor: Tensor, mask: Tensor) -> bool:
     """Tell whether `mask_on_gpu_` takes a tensor and its mask: plain memory of one GPU."""
-    return tensor.is_cuda and type(tensor) in (Tensor, nn.Parameter) and mask.device == tensor.device
+    return (
+        tensor.is_cuda and type(tensor) in (Tensor, nn.Parameter) and mask.get_device() == tensor.get_device()
+    )
 
 
-@torch.no_grad()
 def mask_on_gpu_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Set the entries that masks remove to zero; nothing waits for the device.
 
-    Many tensors take one kernel of ours, where Triton is installed, as it comes with torch for CUDA, and they are
-    contiguous; others are multiplied by 0 or 1 as integers, one after the other.
+    Contiguous tensors take one kernel of ours, where Triton is installed, as it comes with torch for CUDA; others are
+    multiplied by 0 or 1 as integers, one after the other.
 
     Args:
         tensors: as `is_on_gpu` takes them, of any strides.
         masks: boolean, of their shapes.
     """
-    if len(tensors) > FEW and _is_for_kernel(tensors, masks):
-        zero_pruned_(tensors, masks)
-        return
-    bits = [tensor.view(INTEGERS[tensor.element_size()]) for tensor in tensors]
-    torch._foreach_mul_(bits, [mask.view(torch.uint8) for mask in masks])
+    if not torch.compiler.is_compiling() and _works(tensors[0].device):
+        rest = zero_pruned_(tensors, masks)
+    else:
+        rest = list(zip(tensors, masks, strict=True))
+    if rest:
+        bits = [tensor.view(INTEGERS[tensor.element_size()]) for tensor, _ in rest]
+        torch._foreach_mul_(bits, [mask.view(torch.uint8) for _, mask in rest])
 
 
-def zero_pruned_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    """Do so by one kernel for each device and size of entry.
+def zero_pruned_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Do so by one kernel for each device and size of entry, and return the tensors that it cannot take, with masks.
 
     The kernel is given a table of addresses, which is kept as long as the same tensors come. It reads the masks and
     writes the zeros, and reads no weight.
-
-    Args:
-        tensors: contiguous.
-        masks: the same.
     """
-    alike: dict[tuple[torch.device, int], list[Piece]] = {}
+    alike: dict[tuple[int, int], list[Piece]] = {}
+    rest, done = list[tuple[Tensor, Tensor]](), list[Tensor]()
     for tensor, mask in zip(tensors, masks, strict=True):
-        piece = tensor.data_ptr(), mask.data_ptr(), tensor.numel()
-        alike.setdefault((tensor.device, tensor.element_size()), []).append(piece)
+        if tensor.is_contiguous() and mask.is_contiguous():
+            piece = tensor.data_ptr(), mask.data_ptr(), tensor.numel()
+            alike.setdefault((tensor.get_device(), tensor.element_size()), []).append(piece)
+            done.append(tensor)
+        else:
+            rest.append((tensor, mask))
     for (device, num_bytes), pieces in alike.items():
         table = table_of(tuple(pieces), num_bytes, device)
         if len(table):
-            with torch.cuda.device_of(table):
+            with (
+                nullcontext()
+                if device < 0 or device == torch.cuda.current_device()
+                else torch.cuda.device(device)
+            ):
                 launch(table, num_bytes)
-    torch.autograd.graph.increment_version(list(tensors))
+    torch.autograd.graph.increment_version(done)
+    return rest
 
 
 @lru_cache(maxsize=64)
-def table_of(pieces: tuple[Piece, ...], num_bytes: int, device: torch.device) -> Tensor:
+def table_of(pieces: tuple[Piece, ...], num_bytes: int, device: int) -> Tensor:
     """Return where the parts of `BLOCK` weights lie, where their masks lie, and how many they are, (parts, 3) int64.
 
-    A table says nothing but what its arguments say, so one that is kept cannot become wrong.
+    A table says nothing but what its arguments say, so one that is kept cannot become wrong. The device is the number
+    of a GPU, -1 is the CPU.
 
     Example:
-        >>> table_of(((1000, 90000, 5000),), 2, torch.device("cpu"))
+        >>> table_of(((1000, 90000, 5000),), 2, -1)
         tensor([[ 1000, 90000,  4096],
                 [ 9192, 94096,   904]])
     """
@@ -80,18 +90,7 @@ def table_of(pieces: tuple[Piece, ...], num_bytes: int, device: torch.device) ->
         lengths = (numel - starts).clamp(max=BLOCK)
         rows.append(torch.stack([weight + starts * num_bytes, mask + starts, lengths], 1))
     table = torch.cat(rows)
-    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
-
-
-def _is_for_kernel(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> bool:
-    return (
-        all(
-            tensor.is_contiguous() and mask.is_contiguous()
-            for tensor, mask in zip(tensors, masks, strict=True)
-        )
-        and not torch.compiler.is_compiling()
-        and _works(tensors[0].device)
-    )
+    return table if device < 0 else table.pin_memory().to(torch.device("cuda", device), non_blocking=True)
 
 
 @cache

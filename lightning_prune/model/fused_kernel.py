@@ -49,14 +49,18 @@ if find_spec("triton"):
 
 def launch(table: Tensor, num_bytes: int) -> None:
     """Start the kernel for a table (programs, 3) int64 of this device and weights of so many bytes."""
-    started = compiled(num_bytes, table.device)
+    started = compiled(num_bytes, table.get_device())
     (started or KERNELS[num_bytes])[(len(table), 1, 1)](table)
 
 
 @cache
-def compiled(num_bytes: int, device: torch.device) -> Any:
-    """Return the compiled kernel, whose start costs a fraction of what finding it anew costs; None if interpreted."""
-    nothing = torch.empty(1, 3, dtype=torch.int64, device=device)
-    nothing[0, 2] = 0
+def compiled(num_bytes: int, device: int) -> Any:
+    """Return the compiled kernel, whose start costs a fraction of what finding it anew costs; None if interpreted.
+
+    The device is the number of a GPU, -1 is the CPU.
+    """
+    nothing = torch.zeros(
+        1, 3, dtype=torch.int64, device="cpu" if device < 0 else torch.device("cuda", device)
+    )
     kernel: Callable[..., Any] = KERNELS[num_bytes][(1, 1, 1)]
     return kernel(nothing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import lightning as L
@@ -16,8 +15,6 @@ from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.examples.loading import Pairs, ResumableLoader, as_sliced
 
 NUM_BATCHES = 6
-ACCELERATOR = os.environ.get("LIGHTNING_PRUNE_ACCELERATOR", "cpu")
-"""What the tests of callbacks train on; `gpu` where there is one."""
 
 
 def data(shuffle: bool = False, num: int = 48) -> DataLoader:
@@ -91,7 +88,7 @@ class GAN(L.LightningModule):
 def trainer(*callbacks: L.Callback, **options) -> L.Trainer:
     settings = {
         "max_epochs": 4,
-        "accelerator": ACCELERATOR,
+        "accelerator": "cpu",
         "devices": 1,
         "logger": False,
         "enable_checkpointing": any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),

@@ -1,4 +1,4 @@
-"""What only a GPU can show; the tests of callbacks run there too, with LIGHTNING_PRUNE_ACCELERATOR=gpu."""
+"""What only a GPU can show; all else runs on the CPU everywhere."""
 
 import pytest
 import torch
