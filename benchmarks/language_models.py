@@ -1,8 +1,9 @@
 """One-shot pruning of a small GPT: perplexity after each method, and the memory of SparseGPT as models get deeper.
 
     python -m benchmarks.language_models --root ../shared/data
+    python -m benchmarks.language_models --root ../shared/data --data wikitext2
 
-A GPT of 4 layers and width 128 is trained on tiny-shakespeare for 1000 steps (once; the checkpoint is kept under
+A GPT of 4 layers and width 128 is trained on tiny-shakespeare, or on WikiText-2 by bytes, for 1000 steps (once; the checkpoint is kept under
 --cache) and pruned by the recipes of `conf/pruning`, without any training after: what `python train.py train=false`
 does. The second table prunes untrained GPTs of growing depth: the most that all tensors take at once beside the
 weights, and what the Gram matrices of all layers together would take.
@@ -35,7 +36,7 @@ from lightning_prune import Local, SparseGPT, cli, prune
 from lightning_prune.examples.networks import GPT
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMON = ["model=gpt", "data=tinyshakespeare", "logger=none", "trainer.accelerator=cpu"]
+COMMON = ["model=gpt", "logger=none", "trainer.accelerator=cpu"]
 COMMON += [
     "trainer.enable_progress_bar=false",
     "callbacks.monitor.latency=false",
@@ -55,6 +56,10 @@ METHODS = {
         "pruning.num_calibration_batches=16",
     ],  # 64 would take 16 x 64 backward passes
 }
+DATA = {
+    "tinyshakespeare": ["data=tinyshakespeare"],
+    "wikitext2": ["data=wikitext2", "model.vocab_size=256"],
+}
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 ANCHORS = {  # by hand-made loops on another training of the same network; dense 6.303
     "magnitude, per layer": {"50%": 6.845, "60%": 7.970, "70%": 10.98, "2:4": 8.792, "4:8": 7.724},
@@ -66,10 +71,10 @@ DEPTHS = (2, 4, 8, 16)
 WIDTH = 256
 
 
-def run(words: list[str], root: str) -> dict[str, Any]:
+def run(words: list[str], data: str, root: str) -> dict[str, Any]:
     """Do what the command line says, in a folder that goes."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [*COMMON, *words, f"data.root={root}", f"hydra.runtime.output_dir={folder}"]
+        words = [*COMMON, *DATA[data], *words, f"data.root={root}", f"hydra.runtime.output_dir={folder}"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", words, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
@@ -79,9 +84,9 @@ def run(words: list[str], root: str) -> dict[str, Any]:
     return metrics
 
 
-def trained(root: str, cache: Path, steps: int, seed: int) -> Path:
+def trained(data: str, root: str, cache: Path, steps: int, seed: int) -> Path:
     """Return a checkpoint of the dense model; a training that was interrupted goes on from its last hundred steps."""
-    path, part = cache / f"gpt-{steps}-{seed}.ckpt", cache / f"gpt-{steps}-{seed}-part.ckpt"
+    path, part = (cache / f"gpt-{data}-{steps}-{seed}{end}.ckpt" for end in ("", "-part"))
     if not path.is_file():
         words = [f"+trainer.max_steps={steps}", "trainer.max_epochs=-1", "+trainer.limit_val_batches=0"]
         words += [f"seed={seed}", f"callbacks.checkpoint.dirpath={cache}", "test=false"]
@@ -90,7 +95,7 @@ def trained(root: str, cache: Path, steps: int, seed: int) -> Path:
             f"callbacks.checkpoint.filename={part.stem}",
             f"+callbacks.checkpoint.every_n_train_steps={every}",
         ]
-        run([*words, f"ckpt_path={part}"] if part.is_file() else words, root)
+        run([*words, f"ckpt_path={part}"] if part.is_file() else words, data, root)
         part.rename(path)
     return path
 
@@ -174,7 +179,7 @@ def summary(record: dict[str, Any]) -> str:
         line = {"method": method}
         for cell in cells:
             found = [row["perplexity"] for row in rows if (row["method"], row["cell"]) == (method, cell)]
-            known = ANCHORS.get(method, {}).get(cell)
+            known = ANCHORS.get(method, {}).get(cell) if record["data"] == "tinyshakespeare" else None
             told = f" (hand-made {known / 6.303:.3f})" if known else ""
             line[cell] = f"{found[0]:.3f}, {found[0] / dense:.3f}x{told}" if found else "–"
         lines.append(line)
@@ -187,26 +192,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", default=str(ROOT / "data"), help="folder with tinyshakespeare.txt")
+    parser.add_argument("--root", default=str(ROOT / "data"), help="folder with the data files")
+    parser.add_argument("--data", default="tinyshakespeare", choices=list(DATA))
     parser.add_argument("--cache", type=Path, default=Path("outputs/language_models"))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.6, 0.7])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--cells", nargs="+", help="such as 50%% or 2:4; by default all")
-    parser.add_argument("--out", type=Path, default=RESULTS / "language_models.json")
+    parser.add_argument("--out", type=Path, help="by default in benchmarks/results")
     options = parser.parse_args()
+    ending = "" if options.data == "tinyshakespeare" else f"_{options.data}"
+    options.out = options.out or RESULTS / f"language_models{ending}.json"
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    path = trained(options.root, options.cache.resolve(), options.steps, options.seed)
+    path = trained(options.data, options.root, options.cache.resolve(), options.steps, options.seed)
     known = json.loads(options.out.read_text()) if options.out.is_file() else {"rows": [], "memory": []}
-    record = {**known, **facts(options.seed)}
+    record = {**known, **facts(options.seed), "data": options.data}
     for method, cell, words in prunings(options.sparsities):
         is_wanted = method in ("dense", *options.methods) and (not cell or cell in (options.cells or [cell]))
         if not is_wanted or any((row["method"], row["cell"]) == (method, cell) for row in record["rows"]):
             continue
         start = time.process_time()
-        found = run([*words, EXCLUDED, "train=false", "test=false", f"ckpt_path={path}"], options.root)
+        found = run(
+            [*words, EXCLUDED, "train=false", "test=false", f"ckpt_path={path}"], options.data, options.root
+        )
         seconds = time.process_time() - start
         row = {
             "method": method,
@@ -217,7 +227,7 @@ def main() -> None:
         record["rows"].append(row)
         print(row, flush=True)
         options.out.write_text(json.dumps(record, indent=1) + "\n")
-    for depth in DEPTHS:
+    for depth in DEPTHS if options.data == "tinyshakespeare" else ():
         if not any(row["layers"] == depth for row in record["memory"]):
             record["memory"].append(measure_memory(depth))
             options.out.write_text(json.dumps(record, indent=1) + "\n")

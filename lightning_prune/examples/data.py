@@ -192,13 +192,13 @@ class FashionMNIST(MNIST):
     mean, std = 0.2860, 0.3530
 
 
-class TinyShakespeare(InMemory):
-    """A million characters of Shakespeare, by characters (Karpathy 2015): 90 % to train, 5 % to validate, 5 % to test.
+class Text(InMemory):
+    """Stretches of a text, each token to be told from those before it.
 
     Args:
-        root: folder with `tinyshakespeare.txt`.
+        root: folder that holds the files.
         batch_size: stretches in a batch, at least 1, on each process.
-        block_size: characters in a stretch, at least 1.
+        block_size: tokens in a stretch, at least 1.
         num_workers: processes that slice; 0 is fastest for data in memory.
         pin_memory: whether batches are put into pinned memory, for training on a GPU.
         seed: order of the stretches, at least 0.
@@ -206,8 +206,6 @@ class TinyShakespeare(InMemory):
     Raises:
         ValueError: a value out of its range, or (when the data is set up) a file that is not there.
     """
-
-    file = "tinyshakespeare.txt"
 
     def __init__(
         self,
@@ -220,13 +218,49 @@ class TinyShakespeare(InMemory):
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, seed)
         self.root, self.block_size = root, check_count("block_size", block_size, minimum=1)
-        self.characters = ""
 
     def load(self) -> dict[str, Dataset[Batch]]:
+        return {name: Windows(tokens, self.block_size) for name, tokens in self.parts().items()}
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return the tokens, uint8, that are trained, validated and tested on."""
+        raise NotImplementedError
+
+
+class TinyShakespeare(Text):
+    """A million characters of Shakespeare, by characters (Karpathy 2015): 90 % to train, 5 % to validate, 5 % to test.
+
+    It takes what `Text` takes; `root` holds `tinyshakespeare.txt`.
+    """
+
+    file = "tinyshakespeare.txt"
+    characters = ""
+
+    def parts(self) -> dict[str, Tensor]:
         text = read_text(self.root, self.file)
         self.characters = "".join(sorted(set(text)))
         index = {character: i for i, character in enumerate(self.characters)}
         tokens = torch.tensor([index[character] for character in text], dtype=torch.uint8)
-        edges = [0, int(0.9 * len(tokens)), int(0.95 * len(tokens)), len(tokens)]
-        parts = zip(("train", "val", "test"), edges[:-1], edges[1:], strict=True)
-        return {name: Windows(tokens[start:end], self.block_size) for name, start, end in parts}
+        train, val = int(0.9 * len(tokens)), int(0.95 * len(tokens))
+        return {"train": tokens[:train], "val": tokens[train:val], "test": tokens[val:]}
+
+
+class WikiText2(Text):
+    """Articles of Wikipedia (Merity et al. 2016, arXiv:1609.07843), by bytes of UTF-8: 256 tokens.
+
+    It takes what `Text` takes; `root` holds `wikitext2/train.txt`, `valid.txt` and `test.txt`. Without `train.txt`, the
+    first 90 % of `valid.txt` are trained on, and the rest is validated on.
+    """
+
+    folder = "wikitext2"
+
+    def parts(self) -> dict[str, Tensor]:
+        valid, test = (self._bytes(f"{name}.txt") for name in ("valid", "test"))
+        if (Path(self.root).expanduser() / self.folder / "train.txt").is_file():
+            return {"train": self._bytes("train.txt"), "val": valid, "test": test}
+        end = int(0.9 * len(valid))
+        return {"train": valid[:end], "val": valid[end:], "test": test}
+
+    def _bytes(self, file: str) -> Tensor:
+        text = read_text(self.root, f"{self.folder}/{file}")
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

@@ -37,7 +37,7 @@ def is_worth_it(
     """Tell whether to step the survivors of a parameter alone.
 
     So it is where the optimizer steps each weight by itself and remembers something of each, and the survivors are few
-    enough. On accelerators nothing was measured.
+    enough. On GPUs it is slower than masking (benchmarks/README.md), so it is done on the CPU alone.
     """
     reach = ELEMENTWISE.get(type(optimizer))
     if (

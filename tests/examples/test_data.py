@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_prune.examples.data import MNIST, Digits, FashionMNIST, TinyShakespeare
+from lightning_prune.examples.data import MNIST, Digits, FashionMNIST, TinyShakespeare, WikiText2
 from lightning_prune.examples.files import IDX_FILES, read_idx
 
 
@@ -81,6 +81,7 @@ def test_without_validation_images_there_is_no_validation(tmp_path):
         (MNIST, ["mnist.npz", "train-images-idx3-ubyte", "MNIST/raw"]),
         (FashionMNIST, ["fashion_mnist.npz", "t10k-labels-idx1-ubyte", "FashionMNIST/raw"]),
         (TinyShakespeare, ["tinyshakespeare.txt"]),
+        (WikiText2, ["wikitext2/valid.txt"]),
     ],
 )
 def test_a_missing_file_is_named_and_so_is_what_lies_there(tmp_path, module, names):
@@ -132,6 +133,25 @@ def test_shakespeare_is_split_without_overlap_and_shifted_by_one(tmp_path):
     assert inputs.shape == targets.shape == (4, 10)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert torch.equal((inputs + 1) % 26, targets)
+
+
+@pytest.mark.parametrize("has_train", [True, False])
+def test_wikitext_is_read_by_bytes_whether_its_train_part_is_there_or_not(tmp_path, has_train):
+    (tmp_path / "wikitext2").mkdir()
+    texts = {"train": "é" * 300, "valid": "ab" * 200, "test": "z" * 101}
+    for name, text in texts.items():
+        if name != "train" or has_train:
+            (tmp_path / "wikitext2" / f"{name}.txt").write_text(text, encoding="utf-8")
+    data = WikiText2(tmp_path, batch_size=4, block_size=10)
+    data.setup("fit")
+    parts = {
+        name: "".join(map(chr, tokens.tolist())).encode("latin-1") for name, tokens in data.parts().items()
+    }
+    bytes_of = {name: text.encode() for name, text in texts.items()}
+    train, val = (bytes_of["train"], bytes_of["valid"]) if has_train else (b"ab" * 180, b"ab" * 20)
+    assert parts == {"train": train, "val": val, "test": bytes_of["test"]}
+    inputs, targets = next(iter(data.train_dataloader()))
+    assert inputs.shape == (4, 10) and torch.equal(inputs[:, 1:], targets[:, :-1])
 
 
 @pytest.mark.data
