@@ -73,10 +73,11 @@ def read_text(root: str | Path, file: str) -> str:
     Raises:
         ValueError: it is not there.
     """
-    path = Path(root).expanduser() / file
+    folder = Path(root).expanduser()
+    path = folder / file
     if not path.is_file():
         raise ValueError(
-            f"`root` is a folder with {file}, but got {str(root)!r}, which {_what_is_there(path.parent)}."
+            f"`root` is a folder with {file}, but got {str(root)!r}, which {_what_is_there(folder)}."
         )
     return path.read_text(encoding="utf-8")
 
