@@ -4,9 +4,9 @@
     python -m benchmarks.language_models --root ../shared/data --data wikitext2
 
 A GPT of 4 layers and width 128 is trained on tiny-shakespeare, or on WikiText-2 by bytes, for 1000 steps (once; the
-checkpoint is kept under --cache) and pruned by the recipes of `conf/pruning`, without any training after: what `python train.py train=false`
-does. The second table prunes untrained GPTs of growing depth: the most that all tensors take at once beside the
-weights, and what the Gram matrices of all layers together would take.
+checkpoint is kept under --cache) and pruned by the recipes of `conf/pruning`, without any training after: what
+`python train.py train=false` does. The second table prunes untrained GPTs of growing depth: the most that all tensors
+take at once beside the weights, and what the Gram matrices of all layers together would take.
 """
 
 from __future__ import annotations
