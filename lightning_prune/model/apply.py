@@ -36,7 +36,7 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         >>> weight
         tensor([1., 0., 0.])
     """
-    on_gpu = list[tuple[Tensor, Tensor]]()
+    on_gpu: list[tuple[Tensor, Tensor]] = []
     for tensor, mask in zip(tensors, masks, strict=True):
         if mask.dtype != torch.bool or mask.shape != tensor.shape:
             raise ValueError(
@@ -76,7 +76,7 @@ class Masked:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Tell whether the bits of a tensor lie here, as those of one on an accelerator or of a DTensor do not."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
+    return tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter)
 
 
 def _multiply_bits_(bits: Tensor, mask: Tensor) -> None:

@@ -51,7 +51,8 @@ def zero_pruned_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[tup
     writes the zeros, and reads no weight.
     """
     alike: dict[tuple[int, int], list[Piece]] = {}
-    rest, done = list[tuple[Tensor, Tensor]](), list[Tensor]()
+    rest: list[tuple[Tensor, Tensor]] = []
+    done: list[Tensor] = []
     for tensor, mask in zip(tensors, masks, strict=True):
         if tensor.is_contiguous() and mask.is_contiguous():
             piece = tensor.data_ptr(), mask.data_ptr(), tensor.numel()
