@@ -20,6 +20,7 @@ from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Prescribes, Schedule
 from lightning_prune.core.windows import Window
 from lightning_prune.model.compact import CompactOptimizers
+from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
@@ -160,6 +161,8 @@ class InTraining(PruningCallback):
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
             check_alone(self, trainer)
             self._go_on()
+            if isinstance(self.pruner, GroupPruner) and not self.updates:
+                self.pruner.check_latency()
             self._begin()
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
             self._watching.enter_context(self._pruner.statistics.watch())

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_prune.core.granularities import Channel, Head
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Checks, GroupScores, Name, Scores
-from lightning_prune.graph import Couplings
+from lightning_prune.graph import Couplings, Unsolvable
 from lightning_prune.model.budget import out_of_reach, solve
 from lightning_prune.model.calls import Call
 from lightning_prune.model.grouping import (
@@ -75,10 +75,28 @@ class Contest:
                 nothing = {name: torch.zeros(size) for name, size in self.sizes.items()}
                 scope.check(GroupScores(nothing, self.kinds), final)
         elif budget.kind != "latency":
-            least = {name: allowed(0, size, self.granularity) for name, size in self.sizes.items()}
-            cost = counted(budget.kind, self.couplings, self.spent)(least)
+            cost = counted(budget.kind, self.couplings, self.spent)(self._least())
             if cost > budget.fraction + budget.tolerance:
                 raise out_of_reach(budget, cost)
+
+    def least_latency(self) -> float | None:
+        """Return what the smallest model takes, in dense models' times; None if it cannot be built."""
+        assert self.recipe.budget is not None
+        try:
+            return cost_function(self.recipe.budget, self.couplings, self.call, self.spent, self.measured)(
+                self._least()
+            )
+        except Unsolvable:
+            return None
+
+    def any_scores(self) -> GroupScores:
+        """Return scores by which the last indices are the best."""
+        return GroupScores(
+            {name: torch.arange(size).double() for name, size in self.sizes.items()}, self.kinds
+        )
+
+    def _least(self) -> Counts:
+        return {name: allowed(0, size, self.granularity) for name, size in self.sizes.items()}
 
     def follow(self, couplings: Couplings, spent: float, scored: Collection[Name]) -> None:
         """Go on with the smaller model.

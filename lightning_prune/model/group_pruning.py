@@ -19,6 +19,7 @@ from lightning_prune.graph import Choice, Plan, trace
 from lightning_prune.graph.groups import Places
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.apply import Masked
+from lightning_prune.model.budget import out_of_reach
 from lightning_prune.model.calls import Call
 from lightning_prune.model.contest import Contest
 from lightning_prune.model.equivalence import settle
@@ -85,6 +86,23 @@ class GroupPruner(Masked):
                 f"`granularity` {self.recipe.granularity} finds nothing to prune in {type(self.model).__name__}. "
                 f"Frozen are {listed([f'{name} ({why})' for name, why in frozen.items()])}."
             )
+
+    def check_latency(self) -> None:
+        """Refuse a latency that not even the smallest model has, before it is trained for; it takes some seconds.
+
+        Raises:
+            ValueError: it names the nearest latency.
+        """
+        if (budget := self.recipe.budget) is None or budget.kind != "latency":
+            return
+        self._drop_what_cannot_follow(self.contest.any_scores())
+        least = self.agree(self.contest.least_latency())
+        if least is not None and least > budget.fraction + budget.tolerance:
+            raise out_of_reach(budget, least)
+
+    def _drop_what_cannot_follow(self, scores: GroupScores) -> None:
+        """See what half of the indices can go without: what runs, can be timed."""
+        settle(self.couplings, lambda: self.contest.halve(scores), freeze=self._drop)
 
     def _refresh(self) -> None:
         """Find the parameters that the groups reach."""
@@ -166,9 +184,7 @@ class GroupPruner(Masked):
         assert self._scores is not None
         scores, budget = self._scores, self.recipe.budget
         if budget is not None and budget.kind == "latency" and self.contest.solved is None:
-            settle(
-                self.couplings, lambda: self.contest.halve(scores), freeze=self._drop
-            )  # what runs, is timed
+            self._drop_what_cannot_follow(scores)
         choice = self.contest.choose(scores, self.fraction) if self.fraction else {}
         self.choice, self.contest.solved = self.agree((choice, self.contest.solved))
 

@@ -350,3 +350,19 @@ def test_the_example_call_leaves_no_trace(tmp_path):
     first, second = modules
     assert first.seen == second.seen and len(first.seen) == NUM_BATCHES
     assert all(torch.equal(t, second.state_dict()[n]) for n, t in first.state_dict().items())
+
+
+@pytest.mark.parametrize("shrink", ["end", "update"])
+def test_a_latency_that_no_smaller_model_has_is_refused_before_the_first_step(monkeypatch, shrink):
+    monkeypatch.setattr("lightning_prune.model.prices.latency_ratio", lambda dense, small, precision: 0.9)
+    pruning = TrainTimePruning(
+        budget=Budget(latency=0.5), granularity=Channel(multiple_of=1), shrink=shrink, report=False
+    )
+    module, fitted = Toy(), trainer(pruning)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(
+        ValueError, match=r"`budget` latency=0.5 is out of reach .* latency=0.900 of the dense"
+    ):
+        fitted.fit(module, data(), data())
+    assert fitted.global_step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
