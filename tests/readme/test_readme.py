@@ -16,7 +16,7 @@ from lightning_prune.sweep.__main__ import main
 from tests.conftest import DATA, ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-NEEDS_DATA = ("mnist", "tinyshakespeare")
+NEEDS_DATA = ("mnist", "tinyshakespeare", "wikitext2")
 SHORTER = ("trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
 SMALL_GPT = ["model.width=32", "model.num_layers=1", "data.batch_size=8"]
 FEWER = ("+trainer.limit_train_batches=10", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2")
