@@ -190,6 +190,7 @@ class Contest:
             )
         except ValueError:
             if self.solved is None:
+                self.measured.forget()
                 raise
             return self.solved
 

@@ -98,6 +98,7 @@ class GroupPruner(Masked):
         self._drop_what_cannot_follow(self.contest.any_scores())
         least = self.agree(self.contest.least_latency())
         if least is not None and least > budget.fraction + budget.tolerance:
+            self.contest.measured.forget()
             raise out_of_reach(budget, least)
 
     def _drop_what_cannot_follow(self, scores: GroupScores) -> None:

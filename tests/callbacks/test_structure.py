@@ -353,16 +353,16 @@ def test_the_example_call_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize("shrink", ["end", "update"])
-def test_a_latency_that_no_smaller_model_has_is_refused_before_the_first_step(monkeypatch, shrink):
+def test_a_latency_that_no_smaller_model_has_is_refused_before_the_first_step(monkeypatch, shrink, tmp_path):
     monkeypatch.setattr("lightning_prune.model.prices.latency_ratio", lambda dense, small, precision: 0.9)
     pruning = TrainTimePruning(
         budget=Budget(latency=0.5), granularity=Channel(multiple_of=1), shrink=shrink, report=False
     )
-    module, fitted = Toy(), trainer(pruning)
+    module, fitted = Toy(), trainer(pruning, default_root_dir=tmp_path)
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(
         ValueError, match=r"`budget` latency=0.5 is out of reach .* latency=0.900 of the dense"
     ):
         fitted.fit(module, data(), data())
-    assert fitted.global_step == 0
+    assert fitted.global_step == 0 and list(tmp_path.iterdir()) == []
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
