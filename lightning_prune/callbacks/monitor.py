@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
+from torch import nn
 
 from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
 from lightning_prune.callbacks.states import restoring
@@ -117,14 +120,17 @@ class SparsityMonitor(L.Callback):
         """Measure the model as it is now, write the report and return it; on all processes it is the first one's."""
         folder = self._folder(trainer)
         callbacks, before = self._pruning(trainer), self._cost_before
-        after = measure(pl_module, self._call, latency=self.latency and not callbacks)
-        if self.latency and callbacks and self._call and before:
-            dense = next((cb.dense for cb in callbacks if cb.dense is not None), None)
-            with showing(), working("measuring latency, before and after in turns"):
-                before, after = compare_with_dense(pl_module, self._call, before, after, dense)
-        report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
-        if self.latency and callbacks and self._call:
-            report = with_kernels(report, pl_module, self._call)
+        dense = next((cb.dense for cb in callbacks if cb.dense is not None), None)
+        with ExitStack() as stack:
+            for module in (pl_module, dense) if self._call is not None else ():
+                stack.enter_context(_lying_on(trainer.strategy.root_device, module))
+            after = measure(pl_module, self._call, latency=self.latency and not callbacks)
+            if self.latency and callbacks and self._call and before:
+                with showing(), working("measuring latency, before and after in turns"):
+                    before, after = compare_with_dense(pl_module, self._call, before, after, dense)
+            report = build_report(callbacks, before, after, self._evaluations, trainer, pl_module)
+            if self.latency and callbacks and self._call:
+                report = with_kernels(report, pl_module, self._call)
         self.report = trainer.strategy.broadcast(report)
         if trainer.is_global_zero:
             paths = write(self.report, folder)
@@ -148,3 +154,17 @@ class SparsityMonitor(L.Callback):
     @staticmethod
     def _pruning(trainer: L.Trainer) -> list[Prunes]:
         return [cb for cb in trainer.callbacks if isinstance(cb, Prunes)]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _lying_on(device: torch.device, module: nn.Module | None) -> Iterator[None]:
+    """Let a module lie where it was trained: when a run on a GPU is over, Lightning moves it to the CPU."""
+    before = next((p.device for p in module.parameters()), device) if module is not None else device
+    if module is None or before == device:
+        yield
+        return
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)

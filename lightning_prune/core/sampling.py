@@ -50,7 +50,7 @@ def guess(sample: Tensor, share: float, is_exact: bool, bounds: Bracket, dtype: 
 
 
 def counted_on(scores: Tensor) -> torch.device:
-    """Return where to count scores: on their GPU, so that nobody waits for it, and all others on the CPU."""
+    """Return where to count scores: on their GPU, which the processor then seldom waits for, all others on the CPU."""
     return scores.device if scores.is_cuda else torch.device("cpu")
 
 

@@ -144,7 +144,7 @@ def _count_into(tally: Tensor, values: Tensor, bracket: Bracket) -> None:
         tally[0] += torch.count_nonzero(inside).to(tally.device)
     else:
         bins = bracket.bins_of(keys_of(values[inside])).to(tally.device)
-        tally.scatter_add_(0, bins, torch.ones_like(bins))
+        tally.scatter_add_(0, bins, bins.new_ones(()).expand_as(bins))
 
 
 def _masks(scores: Scores, cut: _Cut) -> Masks:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -258,6 +259,7 @@ class WikiText2(Text):
         valid, test = (self._bytes(f"{name}.txt") for name in ("valid", "test"))
         if (Path(self.root).expanduser() / self.folder / "train.txt").is_file():
             return {"train": self._bytes("train.txt"), "val": valid, "test": test}
+        rank_zero_info(f"`root` has no {self.folder}/train.txt: the first 90 % of valid.txt are trained on.")
         end = int(0.9 * len(valid))
         return {"train": valid[:end], "val": valid[end:], "test": test}
 

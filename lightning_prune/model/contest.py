@@ -90,10 +90,9 @@ class Contest:
             return None
 
     def any_scores(self) -> GroupScores:
-        """Return scores by which the last indices are the best."""
-        return GroupScores(
-            {name: torch.arange(size).double() for name, size in self.sizes.items()}, self.kinds
-        )
+        """Return scores by which the last indices are the best, alike in all groups."""
+        found = {name: torch.arange(size).double() / size for name, size in self.sizes.items()}
+        return GroupScores(found, self.kinds)
 
     def _least(self) -> Counts:
         return {name: allowed(0, size, self.granularity) for name, size in self.sizes.items()}

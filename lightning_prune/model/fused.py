@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.core.packing import INTEGERS
-from lightning_prune.model.fused_kernel import BLOCK, launch
 
+BLOCK = 4096  # weights of one program of the kernel
 Piece = tuple[int, int, int]
 """Where the weights lie, where their mask lies, and how many they are."""
 
@@ -35,10 +36,11 @@ def mask_on_gpu_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         tensors: as `is_on_gpu` takes them, of any strides.
         masks: boolean, of their shapes.
     """
-    if not torch.compiler.is_compiling() and _works(tensors[0].device):
-        rest = zero_pruned_(tensors, masks)
-    else:
+    is_recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+    if is_recorded or not _works(tensors[0].device):  # what is recorded outlives a table of addresses
         rest = list(zip(tensors, masks, strict=True))
+    else:
+        rest = zero_pruned_(tensors, masks)
     if rest:
         bits = [tensor.view(INTEGERS[tensor.element_size()]) for tensor, _ in rest]
         torch._foreach_mul_(bits, [mask.view(torch.uint8) for _, mask in rest])
@@ -61,33 +63,31 @@ def zero_pruned_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[tup
         else:
             rest.append((tensor, mask))
     for (device, num_bytes), pieces in alike.items():
-        table = table_of(tuple(pieces), num_bytes, device)
-        if len(table):
-            with (
-                nullcontext()
-                if device < 0 or device == torch.cuda.current_device()
-                else torch.cuda.device(device)
-            ):
-                launch(table, num_bytes)
+        is_current = device < 0 or device == torch.cuda.current_device()
+        with nullcontext() if is_current else torch.cuda.device(device):
+            stream = 0 if device < 0 else torch.cuda.current_stream().cuda_stream
+            table = table_of(tuple(pieces), num_bytes, device, stream)
+            if len(table):
+                _launch()(table, num_bytes)
     torch.autograd.graph.increment_version(done)
     return rest
 
 
-@lru_cache(maxsize=64)
-def table_of(pieces: tuple[Piece, ...], num_bytes: int, device: int) -> Tensor:
+@lru_cache(maxsize=8)
+def table_of(pieces: tuple[Piece, ...], num_bytes: int, device: int, stream: int = 0) -> Tensor:
     """Return where the parts of `BLOCK` weights lie, where their masks lie, and how many they are, (parts, 3) int64.
 
-    A table says nothing but what its arguments say, so one that is kept cannot become wrong. The device is the number
-    of a GPU, -1 is the CPU.
+    A table says nothing but what its arguments say, so one that is kept cannot become wrong. It is copied to the device
+    on the stream that is current, and is for kernels on this stream. The device is the number of a GPU, -1 is the CPU.
 
     Example:
         >>> table_of(((1000, 90000, 5000),), 2, -1)
         tensor([[ 1000, 90000,  4096],
                 [ 9192, 94096,   904]])
     """
-    rows = [torch.empty(0, 3, dtype=torch.int64)]
+    rows = [torch.empty(0, 3, dtype=torch.int64, device="cpu")]
     for weight, mask, numel in pieces:
-        starts = torch.arange(0, numel, BLOCK)
+        starts = torch.arange(0, numel, BLOCK, device="cpu")
         lengths = (numel - starts).clamp(max=BLOCK)
         rows.append(torch.stack([weight + starts * num_bytes, mask + starts, lengths], 1))
     table = torch.cat(rows)
@@ -95,9 +95,20 @@ def table_of(pieces: tuple[Piece, ...], num_bytes: int, device: int) -> Tensor:
 
 
 @cache
+def _launch() -> Callable[[Tensor, int], None]:
+    """Return what starts the kernel; nothing else here asks for Triton."""
+    from lightning_prune.model.fused_kernel import launch
+
+    return launch
+
+
+@cache
 def _works(device: torch.device) -> bool:
-    """Whether the kernel can be compiled and run there, tried once: Triton wants a compiler of C."""
-    if find_spec("triton") is None:
+    """Whether the kernel can be compiled and run there, tried once: Triton wants a compiler of C.
+
+    Triton's interpreter runs on the CPU, and could not read what addresses of a GPU point to.
+    """
+    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET", "0") != "0":
         return False
     try:
         zero_pruned_([torch.ones(1, device=device)], [torch.zeros(1, dtype=torch.bool, device=device)])

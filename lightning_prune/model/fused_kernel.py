@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 4096  # weights of one program
+from lightning_prune.model.fused import BLOCK
 
 if find_spec("triton"):
     import triton

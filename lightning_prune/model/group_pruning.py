@@ -104,6 +104,7 @@ class GroupPruner(Masked):
     def _drop_what_cannot_follow(self, scores: GroupScores) -> None:
         """See what half of the indices can go without: what runs, can be timed."""
         settle(self.couplings, lambda: self.contest.halve(scores), freeze=self._drop)
+        self._check_not_empty()
 
     def _refresh(self) -> None:
         """Find the parameters that the groups reach."""

@@ -17,6 +17,7 @@ from lightning_prune import (
     TrainTimePruning,
     Window,
 )
+from lightning_prune.callbacks import monitor as monitor_file
 from lightning_prune.report.data import Evaluation
 from lightning_prune.report.storage import load
 from tests.callbacks.toy import Toy, data, trainer
@@ -187,3 +188,28 @@ def test_validations_of_a_checkpoint_that_is_not_trained_stand_where_its_trainin
     trainer.global_step, trainer.current_epoch = 120, 2
     monitor.on_validation_end(trainer, None)
     assert [(e.step, e.epoch) for e in monitor._evaluations][-1] == (120, 2)
+
+
+def test_latencies_are_measured_where_the_model_was_trained(tmp_path, monkeypatch):
+    """Lightning moves a model to the CPU when its run on another device is over."""
+
+    class Moved(Toy):
+        moves = ()
+
+        def to(self, device):
+            self.moves = (*self.moves, device)
+            return super().to(device)
+
+    monitor = SparsityMonitor(show=False, latency=False)
+    run, module = fit(tmp_path, TrainTimePruning(0.5), monitor, module=Moved())
+    there, seen = torch.device("cpu", 0), []
+    monkeypatch.setattr(type(run.strategy), "root_device", there)
+    measure = monitor_file.measure
+    monkeypatch.setattr(
+        monitor_file,
+        "measure",
+        lambda *args, **kwargs: (seen.append(module.moves), measure(*args, **kwargs))[1],
+    )
+    before = module.moves
+    monitor.finish(run, module)
+    assert seen == [(*before, there)] and module.moves == (*before, there, torch.device("cpu"))

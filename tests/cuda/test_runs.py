@@ -13,6 +13,7 @@ from lightning_prune import (
     PostTrainingPruning,
     SparseGPT,
     SparseTraining,
+    SparsityMonitor,
     TrainTimePruning,
     Wanda,
     Window,
@@ -193,3 +194,14 @@ def test_latency_is_that_of_the_gpu(device):
     model = nn.Linear(64, 64).to(device)
     (found,) = measure_latencies(Call(model, (torch.randn(8, 64, device=device),), {}), seconds=0.01)
     assert found.device.startswith("cuda") and found.clock == "wall" and found.median_ms > 0
+
+
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_a_report_is_of_latencies_on_the_gpu(shrinks, tmp_path):
+    what = {"granularity": Channel(multiple_of=1)} if shrinks else {}
+    pruning, monitor = TrainTimePruning(0.5, window=QUICK, **what), SparsityMonitor(show=False)
+    module = Toy()
+    on_gpu(pruning, monitor, default_root_dir=tmp_path).fit(module, data(), data())
+    for cost in (monitor.report.cost_before, monitor.report.cost_after):
+        assert cost.latency.device.startswith("cuda")
+    assert {p.device.type for p in module.parameters()} == {"cpu"}  # where Lightning has put it
