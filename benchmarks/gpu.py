@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
 
 from benchmarks.record import facts, quartiles, table, write
+from benchmarks.selection import NUM_TENSORS, global_unstructured, keep_top, topk
 from lightning_prune import NofM, prune, to_semi_structured
-from lightning_prune.core.selection import keep_top
-from lightning_prune.core.types import LazyScores
 from lightning_prune.model import fused, fused_kernel
 from lightning_prune.model.apply import apply_masks_
 from lightning_prune.model.calls import Call
@@ -34,7 +32,6 @@ from lightning_prune.model.semi_structured import semi_structured
 
 SHAPES = ((1024, 1024), (4096, 4096), (11008, 4096))
 ROWS = (64, 1024, 8192)
-NUM_TENSORS = 24
 WEIGHTS: dict[str, list[tuple[int, ...]]] = {
     "LeNet-300-100": [(300, 784), (100, 300), (10, 100)],
     "MLP of 10 M": [(2048, 784), (2048, 2048), (2048, 2048), (10, 2048)],
@@ -158,18 +155,14 @@ def models() -> list[dict[str, Any]]:
         model = FeedForward(width, 4).cuda().half().eval()
         prune(model, scope=NofM(2, 4))
         found = to_semi_structured(model, torch.randn(num_rows, width, device="cuda").half(), seconds=0.05)
+        before, after = (None if cost is None else cost.median_ms for cost in (found.before, found.after))
         row = {
             "width": width,
             "rows": num_rows,
             "layers": len(found.layers),
             "converted": found.num_converted,
         }
-        if found.before is not None and found.after is not None:
-            row |= {
-                "before_ms": found.before.median_ms,
-                "after_ms": found.after.median_ms,
-                "error": found.error,
-            }
+        row |= {"before_ms": before, "after_ms": after, "error": found.error}
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -180,33 +173,10 @@ def tensors(total: int) -> list[Tensor]:
     return [torch.randn(total // NUM_TENSORS, device="cuda", generator=draw) for _ in range(NUM_TENSORS)]
 
 
-def ours(weights: list[Tensor], num_keep: int) -> Any:
-    shapes = {str(i): tuple(weight.shape) for i, weight in enumerate(weights)}
-    return keep_top(LazyScores(shapes, lambda name: weights[int(name)].abs()), num_keep)
-
-
-def by_torch(weights: list[Tensor], num_keep: int) -> Any:
-    layers = [nn.Module() for _ in weights]
-    for layer, weight in zip(layers, weights, strict=True):
-        layer.weight = nn.Parameter(weight)
-    removed = sum(weight.numel() for weight in weights) - num_keep
-    torch_prune.global_unstructured(
-        [(layer, "weight") for layer in layers], torch_prune.L1Unstructured, amount=removed
-    )
-    return layers
-
-
-def by_topk(weights: list[Tensor], num_keep: int) -> Any:
-    scores = torch.cat([weight.abs() for weight in weights])
-    mask = torch.zeros(len(scores), dtype=torch.bool, device="cuda")
-    mask[scores.topk(num_keep, sorted=False).indices] = True
-    return mask.split([weight.numel() for weight in weights])
-
-
-SELECTING: dict[str, Callable[[list[Tensor], int], Any]] = {
-    "keep_top": ours,
-    "torch.nn.utils.prune.global_unstructured": by_torch,
-    "concatenate, topk": by_topk,
+SELECTING = {
+    "keep_top": keep_top,
+    "torch.nn.utils.prune.global_unstructured": global_unstructured,
+    "concatenate, topk": topk,
 }
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from benchmarks.record import facts, quartiles, table, write
+from benchmarks.record import facts, now, quartiles, table, write
 from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import LazyScores, Masks
 from lightning_prune.examples.networks import GPT, MLP, ResNet20
@@ -176,13 +176,6 @@ class At:
     def ways(self) -> dict[str, Make]:
         return WAYS if self.device == "cpu" else WAYS | ON_GPU
 
-    def now(self) -> float:
-        """Return CPU seconds, or of a GPU, when it is done with all, those on the clock."""
-        if self.device == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
 
 @dataclass
 class Built:
@@ -235,10 +228,10 @@ def measure(network: str, optimizer: str, num_rounds: int, seed: int, at: At = A
         for way in order:
             step = built[way].step
             step()  # brings the way's tensors back into the cache
-            start = at.now()
+            start = now(at.device)
             for _ in range(num_steps):
                 step()
-            times[way].append((at.now() - start) / num_steps)
+            times[way].append((now(at.device) - start) / num_steps)
     rows = {way: result(way, ready, times[way], times["plain"]) for way, ready in built.items()}
     facts_of_run = {"network": network, "optimizer": optimizer, "rounds": num_rounds}
     return facts_of_run | {"steps_per_turn": num_steps, "ways": rows}

@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -56,6 +57,14 @@ def revision() -> str:
     return git("rev-parse", "--short", "HEAD") + (
         "+" if git("status", "--porcelain", "lightning_prune") else ""
     )
+
+
+def now(device: str) -> float:
+    """Return CPU seconds, or of a GPU, when it is done with all, those on the clock."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -57,7 +57,7 @@ def topk(weights: list[Tensor], num_keep: int) -> list[Tensor]:
     import torch
 
     scores = torch.cat([w.abs().flatten() for w in weights])
-    mask = torch.zeros(scores.shape, dtype=torch.bool)
+    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     mask[scores.topk(num_keep, sorted=False).indices] = True
     return [
         part.view(w.shape) for part, w in zip(mask.split([w.numel() for w in weights]), weights, strict=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.record import facts, quartiles, table, write
+from benchmarks.record import facts, now, quartiles, table, write
 from lightning_prune import Budget, shrink
 from lightning_prune.examples.networks import GPT, MLP, ResNet20
 from lightning_prune.model.calls import Call
@@ -59,14 +58,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, Callable[[int], Tensor]]
     "GPT, 4 layers of 128": (GPT, 8, lambda batch: torch.randint(0, 65, (batch, 64))),
 }
 """Name -> network, batch on a CPU, example."""
-
-
-def now(device: str) -> float:
-    """Return CPU seconds, or of a GPU, when it is done with all, those on the clock."""
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def seconds(function: Callable[[], Any], times: int, device: str) -> float:

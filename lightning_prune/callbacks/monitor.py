@@ -122,8 +122,9 @@ class SparsityMonitor(L.Callback):
         callbacks, before = self._pruning(trainer), self._cost_before
         dense = next((cb.dense for cb in callbacks if cb.dense is not None), None)
         with ExitStack() as stack:
-            for module in (pl_module, dense) if self._call is not None else ():
-                stack.enter_context(_lying_on(trainer.strategy.root_device, module))
+            for module in [pl_module] + ([] if dense is None else [dense]):
+                if self._call is not None:  # of sharded weights there is none, and they stay where they are
+                    stack.enter_context(_lying_on(trainer.strategy.root_device, module))
             after = measure(pl_module, self._call, latency=self.latency and not callbacks)
             if self.latency and callbacks and self._call and before:
                 with showing(), working("measuring latency, before and after in turns"):
@@ -157,14 +158,13 @@ class SparsityMonitor(L.Callback):
 
 
 @contextmanager
-def _lying_on(device: torch.device, module: nn.Module | None) -> Iterator[None]:
+def _lying_on(device: torch.device, module: nn.Module) -> Iterator[None]:
     """Let a module lie where it was trained: when a run on a GPU is over, Lightning moves it to the CPU."""
-    before = next((p.device for p in module.parameters()), device) if module is not None else device
-    if module is None or before == device:
-        yield
-        return
-    module.to(device)
+    before = next((p.device for p in module.parameters()), device)
+    if before != device:
+        module.to(device)
     try:
         yield
     finally:
-        module.to(before)
+        if before != device:
+            module.to(before)

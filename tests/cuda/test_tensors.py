@@ -9,9 +9,8 @@ from torch import nn
 from lightning_prune.core.selection import keep_top, keep_top_rows
 from lightning_prune.model import fused
 from lightning_prune.model.apply import apply_masks_
+from tests.model.test_apply import DTYPES, SPECIAL
 
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SPECIAL = [0.0, -0.0, 1.0, -1.5, float("inf"), -float("inf"), float("nan"), 1e-40]
 SHAPES = [(3,), (70, 130), (), (0, 4), (4096,), (300, 4097), (6, 5, 3, 3)]
 
 

@@ -115,12 +115,3 @@ def test_dtensors(mesh, sharded):
     weight = nn.Parameter(distribute_tensor(values, mesh, place))
     apply_masks_([weight], [distribute_tensor(mask, mesh, place)])
     assert weight.full_tensor().tolist() == [[1.0, 0.0], [-3.0, 0.0]]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_cuda_tensors(dtype):
-    values, mask = torch.tensor(SPECIAL, dtype=dtype), torch.arange(len(SPECIAL)) % 2 == 0
-    weight = values.cuda()
-    apply_masks_([weight], [mask.cuda()])
-    assert torch.equal(weight.cpu(), torch.where(mask, values, torch.zeros_like(values)))
