@@ -9,6 +9,7 @@ import torch
 from lightning_prune.callbacks.evaluation import silenced
 from lightning_prune.examples.data import InMemory
 from lightning_prune.examples.loading import as_sliced
+from lightning_prune.examples.networks import GPT
 from lightning_prune.examples.tasks import Task
 from lightning_prune.model.calls import undisturbed
 
@@ -39,8 +40,21 @@ def rehearse(module: L.LightningModule, datamodule: L.LightningDataModule) -> se
             for step in (module.training_step, module.validation_step, module.test_step):
                 step(batch, 0)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        told = f"{error}{_about_tokens(module, batch)}"
         raise ValueError(
             f"`model` reads and labels what `data` gives, but got {type(module.network).__name__} for "
-            f"{type(datamodule).__name__} with inputs of shape {tuple(batch[0].shape[1:])}: {error}"
+            f"{type(datamodule).__name__} with inputs of shape {tuple(batch[0].shape[1:])}: {told}"
         ) from error
     return names
+
+
+def _about_tokens(module: Task, batch: Any) -> str:
+    """Return what is wrong with the size of a vocabulary, if it is that."""
+    if not isinstance(module.network, GPT):
+        return ""
+    size, largest = module.network.embedding.num_embeddings, int(batch[0].max())
+    return (
+        f". `model.vocab_size` is above each token, {largest} here, but got {size}."
+        if largest >= size
+        else ""
+    )
