@@ -68,6 +68,53 @@ def test_any_strides(device, arrange):
     assert torch.equal(weight, values * mask)
 
 
+def test_masks_of_many_calls_and_streams_come_after_the_writes_of_their_own(device):
+    """Each stream has a slow write before the masks, and a read behind them; nothing else orders them."""
+    torch.manual_seed(0)
+    masks = [torch.rand(shape, device=device) > 0.5 for shape in SHAPES]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    found = []
+    torch.cuda.synchronize()
+    for turn in range(4):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                weights = [torch.zeros(shape, device=device) for shape in SHAPES]
+                torch.cuda._sleep(2_000_000)
+                for weight in weights:
+                    weight.fill_(turn + 1.0)
+                apply_masks_(weights, masks)
+                found.append((turn + 1.0, [weight.clone() for weight in weights]))
+    torch.cuda.synchronize()
+    for value, weights in found:
+        assert all(torch.equal(w, m * value) for w, m in zip(weights, masks, strict=True))
+
+
+def test_a_graph_masks_what_weights_and_masks_hold_when_it_is_replayed(device):
+    weights = [torch.ones(shape, device=device) for shape in SHAPES]
+    masks = [torch.ones(shape, device=device, dtype=torch.bool) for shape in SHAPES]
+    apply_masks_(weights, masks)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        apply_masks_(weights, masks)
+    fused.table_of.cache_clear()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.fill_(seed + 1.0)
+            mask.copy_(torch.rand(mask.shape, device=device) > 0.5)
+        graph.replay()
+        assert all(torch.equal(w, m * (seed + 1.0)) for w, m in zip(weights, masks, strict=True))
+
+
+def test_tensors_of_several_devices_and_sizes_are_masked_together(device):
+    weights = [
+        torch.ones(70, 130, device=where, dtype=dtype) for where in ("cpu", device) for dtype in DTYPES
+    ]
+    masks = [torch.rand(70, 130, device=weight.device) > 0.5 for weight in weights]
+    apply_masks_(weights, masks)
+    assert all(torch.equal(w, m.to(w.dtype)) for w, m in zip(weights, masks, strict=True))
+
+
 def test_a_backward_through_a_weight_that_was_masked_meanwhile_is_an_error(device):
     layer, after = nn.Linear(3, 3, device=device), nn.Linear(3, 3, device=device)
     out = after(layer(torch.randn(2, 3, device=device))).sum()
