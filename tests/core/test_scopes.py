@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_prune import ERK, LAMP, OBD, OWL, ConstantFanIn, Fixed, Global, Local, Movement, NofM, PerRow
 from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scopes.rankings import running_sums
 from lightning_prune.core.types import LazyScores, Prescribes
 from tests.members import members
 
@@ -218,6 +219,20 @@ def test_lamp_against_the_formula():
     expected[np.argsort(-flat, kind="stable")[:75]] = True
     masks = LAMP()({n: w.abs() for n, w in weights.items()}, 0.7)
     assert np.array_equal(np.concatenate([m.flatten().numpy() for m in masks.values()]), expected)
+
+
+@given(st.lists(st.floats(0, 1e30), max_size=40), st.sampled_from([1.0, 1e-20, 1e250]))
+def test_running_sums_are_those_of_exact_addition(values, scale):
+    values = sorted((value * scale for value in values), reverse=True)
+    expected = [math.fsum(values[: i + 1]) for i in range(len(values))]
+    found = running_sums(torch.tensor(values, dtype=torch.float64)).tolist()
+    assert found == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_running_sums_of_many_small_values_beside_a_large_one():
+    values = torch.full((1_000_001,), 1e-9, dtype=torch.float64)
+    values[0] = 3.0
+    assert float(running_sums(values)[-1]) == pytest.approx(3.001, rel=1e-12)
 
 
 def test_lamp_survives_a_layer_of_zeros_and_refuses_negative_scores():

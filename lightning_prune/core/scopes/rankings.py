@@ -244,7 +244,27 @@ class LAMP:
                 f"`scope` LAMP sums the scores up, which are finite, but got infinity or NaN among those of `{name}`."
             )
         squares, order = flat.masked_fill(gone, 0.0).square().sort(descending=True, stable=True)
-        larger = squares.cumsum(0)  # the weight itself included
+        larger = running_sums(squares)  # the weight itself included
         normalised = squares.new_empty(flat.shape)
         normalised[order] = (squares / larger).nan_to_num(0.0)  # 0 / 0 where a whole layer is zero
         return normalised.masked_fill(gone, -math.inf).view(raw.shape)
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """Return the sums of the first 1, 2, ... values, the same bits on every device and each time.
+
+    A GPU adds floats up in an order of its own choice, another one each time, and what is ranked must not change from
+    one reading to the next. So the values are added as integers: fractions of the largest, in units of 2^-62.
+
+    Args:
+        values: (n,), float64, finite, at least 0 and descending, n up to 2^30.
+
+    Example:
+        >>> import torch
+        >>> running_sums(torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64))
+        tensor([4., 6., 7., 7.], dtype=torch.float64)
+    """
+    scaled = (values / values[:1]).nan_to_num(0.0) * 2**30  # 0 / 0 where all are zero
+    units = scaled.floor()
+    rest = ((scaled - units) * 2**32).long().cumsum(0)
+    return (units.long().cumsum(0).double() + rest.double() * 2**-32) * 2**-30 * values[:1]
