@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def _convolution(module: nn.Conv2d) -> Matrix:
         else:
             padding = module.padding
         patches = F.unfold(x, module.kernel_size, (top, left), padding, module.stride)
-        grid = patches.view(len(x), num_in, -1, patches.shape[-1])
+        grid = patches.view(len(x), num_in, math.prod(kernel), patches.shape[-1])  # also of no examples
         return grid.permute(0, 3, 2, 1).reshape(-1, grid.shape[2] * num_in)
 
     def to_matrix(weight: Tensor) -> Tensor:

@@ -81,6 +81,17 @@ def test_the_smaller_model_is_nearer_to_the_dense_one(kind: str) -> None:
     assert errors[LeastSquares()] < 0.8 * errors[None], errors
 
 
+def test_batches_without_examples_say_nothing() -> None:
+    torch.manual_seed(0)
+    dense, batch = ConvNet().eval(), torch.rand(32, 1, 8, 8)
+    found = []
+    for batches in ([batch], [batch[:0], batch, batch[:0]]):
+        model = copy.deepcopy(dense)
+        shrink(model, batch[:2], 0.5, batches=batches, solver=LeastSquares())
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
 def test_a_failure_leaves_the_model_as_it_was() -> None:
     torch.manual_seed(0)
     model = mlp()
