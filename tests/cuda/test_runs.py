@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.usefixtures("device"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),  # in a run that goes on on a CPU
+    pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match"),  # under DDP
     pytest.mark.filterwarnings("ignore:It is recommended to use `self.log"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),  # of the compiler
 ]
