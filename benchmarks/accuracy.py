@@ -62,7 +62,7 @@ def parsed() -> argparse.Namespace:
 def wanted(options: argparse.Namespace) -> list[Run]:
     """Return all runs that the options ask for, what tells most first."""
     chosen = [("dense", 0.0), *((m, s) for s in options.sparsities for m in options.methods or methods())]
-    return [Run(at, m, s, seed) for at in options.settings for seed in options.seeds for m, s in chosen]
+    return [Run(at, m, s, seed) for seed in options.seeds for at in options.settings for m, s in chosen]
 
 
 def carry_out(missing: Sequence[Run], options: argparse.Namespace, rows: Found) -> None:

@@ -5,9 +5,9 @@
 A dense network is trained, made smaller and fine-tuned, for equally many steps in all ways. Most ways take channels out
 in one shot; with "least squares" the layers that lose inputs make up for them, on eight training batches, before the
 fine-tuning; those "in training" shrink in four steps of its first half; "distilled" adds the dense teacher.
-`scratch` is the network that ours leaves, initialised anew and trained for as many epochs as dense training and
-fine-tuning take together. Torch-Pruning runs in the environment of the model zoo (benchmarks/README.md). Runs that are
-in the results file are not repeated.
+`scratch` is the network that ours leaves with `Local()`, initialised anew and trained for as many epochs as dense
+training and fine-tuning take together. Torch-Pruning runs in the environment of the model zoo (benchmarks/README.md).
+Runs that are in the results file are not repeated.
 """
 
 from __future__ import annotations
@@ -224,6 +224,7 @@ WAYS = {
     "ours, distilled": Way(ours, distilled=True),
     "ours, saliency": Way(partial(ours, **SALIENCY)),
     "ours, saliency, local": Way(partial(ours, scope=Local(), **SALIENCY)),
+    "ours, saliency, local, least squares": Way(partial(ours, scope=Local(), **SALIENCY, **SOLVED)),
     "ours, in training": Way(in_training={}),
     "ours, in training, saliency": Way(in_training=SALIENCY),
     "ours, in training, distilled": Way(in_training={}, distilled=True),
@@ -294,7 +295,7 @@ def runs(
         start = time.process_time()
         if way == "scratch":
             small = copy.deepcopy(dense)
-            ours(small, data, budget)
+            ours(small, data, budget, scope=Local(), **SALIENCY)
             torch.manual_seed(seed + 100)
             for module in small.modules():
                 if hasattr(module, "reset_parameters"):
