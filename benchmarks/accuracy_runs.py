@@ -223,4 +223,5 @@ def carried_out(run: Run, root: str, accelerator: str, kept: Path | None) -> dic
         metrics = cli.train(cfg)
     assert isinstance(metrics, dict)
     value = metrics[metric] * (100 if is_more_better(metric) else 1)
-    return run._asdict() | {metric: value, "cpu_seconds": round(time.process_time() - start, 1)}
+    where = {"accelerator": torch.cuda.get_device_name()} if accelerator == "gpu" else {}
+    return run._asdict() | {metric: value, "cpu_seconds": round(time.process_time() - start, 1)} | where
