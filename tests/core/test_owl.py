@@ -43,6 +43,19 @@ def test_the_number_kept_is_exact_at_any_sparsity(sparsity):
     assert sum(int(mask.sum()) for mask in masks.values()) == total - round(total * sparsity)
 
 
+@pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("dense", ["large", "small"])
+def test_no_layer_dies_whatever_the_sizes(sparsity, dense):
+    sizes = {"large": 300, "middle": 100, "small": 10}
+    scores = {name: torch.rand(size, 780) for name, size in sizes.items()}
+    scores[dense].view(-1)[:500] *= 1000.0  # all outliers are here
+    masks = OWL(width=0.3)(scores, sparsity)
+    densities = {name: float(mask.float().mean()) for name, mask in masks.items()}
+    assert max(densities, key=densities.get) == dense
+    for density in densities.values():
+        assert (1 - sparsity) / 2 - 1e-3 <= density <= 1 - sparsity / 2 + 1e-3
+
+
 def test_each_parameter_keeps_its_best():
     scores = scores_of()
     for name, mask in OWL()(scores, 0.6).items():

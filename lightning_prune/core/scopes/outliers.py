@@ -23,12 +23,13 @@ class OWL:
     Yin et al. 2023, outlier weighed layer-wise sparsity (arXiv:2310.05175), section 3.2. D_l is the fraction of layer
     l's scores above `threshold` times their mean, and d_l = (D_l - min D) / (max D - min D); the paper's scores are
     `criterion=Wanda()`. A layer is a block of the network: the parameters whose names agree up to the first number.
-    The mean is weighted by size, so that the number kept in all is exact; each parameter keeps its own best.
+    The mean is weighted by size, so that the number kept in all is exact; each parameter keeps its own best, where the
+    paper compares within rows, as Wanda does by itself.
 
     Args:
         threshold: what an outlier is, in means of the layer's scores, above 0; the paper's are 3 to 10.
-        width: how far densities may be from each other, half of the whole range, in (0, 0.5); near 0 or 1 it is what
-            the sparsity leaves.
+        width: how far densities may be from each other, half of the whole range, in (0, 0.5). All differences shrink
+            by one factor where a layer would pass half-way from the overall density to 0 or to 1: none dies.
 
     Raises:
         ValueError: a value out of its range, or (in use) scores that are infinite or NaN.
@@ -58,13 +59,12 @@ class OWL:
     def _shares(self, scores: Scores, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         density = total / sum(sizes.values())
-        room = 2.0 * min(self.width, density, 1.0 - density)
         ratios = self._ratios(scores, sizes)
         low, high = min(ratios.values()), max(ratios.values())
-        raised = {name: room * (ratio - low) / (high - low or 1.0) for name, ratio in ratios.items()}
+        raised = {name: 2 * self.width * (r - low) / (high - low or 1.0) for name, r in ratios.items()}
         mean = sum(raised[name] * size for name, size in sizes.items()) / sum(sizes.values())
-        wanted = {name: density + raised[name] - mean for name in sizes}
-        return _within({name: wanted[name] * size for name, size in sizes.items()}, sizes, total)
+        room = min(1.0, *(_room(density, r - mean) for r in raised.values()))
+        return {name: size * (density + room * (raised[name] - mean)) for name, size in sizes.items()}
 
     def _ratios(self, scores: Scores, sizes: Mapping[Name, int]) -> dict[Name, float]:
         """Return the outlier ratio of each parameter's layer; what is pruned by now counts as 0."""
@@ -93,14 +93,6 @@ def layer_of(name: Name) -> str:
     return ".".join(parts[: numbers[0] + 1]) if numbers else name
 
 
-def _within(shares: Mapping[Name, float], sizes: Mapping[Name, int], total: int) -> dict[Name, float]:
-    """Cap shares at their sizes and at 0, and spread what that changes over the others in proportion to their room."""
-    capped = {name: min(max(share, 0.0), float(sizes[name])) for name, share in shares.items()}
-    for _ in range(100):
-        missing = total - sum(capped.values())
-        if abs(missing) < 1e-9:
-            break
-        room = {n: (sizes[n] - c) if missing > 0 else c for n, c in capped.items()}
-        whole = sum(room.values())
-        capped = {n: c + missing * room[n] / whole for n, c in capped.items()}
-    return capped
+def _room(density: float, change: float) -> float:
+    """Return by what factor a change of the density takes it half-way to 0 or to 1; as good as infinite for none."""
+    return 0.5 * (density if change < 0 else 1.0 - density) / max(abs(change), 1e-30)
