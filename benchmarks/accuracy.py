@@ -8,6 +8,7 @@ A run is what `python train.py pruning=METHOD pruning.sparsity=S` does, with the
 methods that prune after training start from one dense network for each seed, as with `train=false`. The
 baselines: `one_shot` (no training after pruning), the same at random, `random` (along the ramp), and Lightning's own
 ModelPruning by global magnitude, given the increments with which its compounding amounts follow the same cubic ramp.
+Recipes of 2:4, of channels (to half of the MACs, also by other criteria), heads and blocks are below each table.
 Each setting has a results file; runs that are in it are not repeated, so an interrupted benchmark goes on where it
 stopped, and methods can be added later.
 """
@@ -24,7 +25,17 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.accuracy_runs import ROOT, SETTINGS, SMALL, SPARSITIES, TELLING, Run, methods, result
+from benchmarks.accuracy_others import OTHERS, others
+from benchmarks.accuracy_runs import (
+    ROOT,
+    SETTINGS,
+    SMALL,
+    SPARSITIES,
+    TELLING,
+    Run,
+    methods,
+    result,
+)
 from benchmarks.accuracy_tables import README, placed, summary
 from benchmarks.record import RESULTS, facts
 from lightning_prune.report.storage import write_text
@@ -40,7 +51,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--root", default=str(ROOT / "data"), help="folder with the data files")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="by default all")
-    parser.add_argument("--methods", nargs="+", help="recipes; by default all that remove single weights")
+    parser.add_argument("--methods", nargs="+", help="recipes; by default all")
     parser.add_argument("--sparsities", type=float, nargs="+", help="in the order in which they are run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--small", action="store_true", help="by default fewer settings, methods, sparsities")
@@ -61,8 +72,17 @@ def parsed() -> argparse.Namespace:
 
 def wanted(options: argparse.Namespace) -> list[Run]:
     """Return all runs that the options ask for, what tells most first."""
-    chosen = [("dense", 0.0), *((m, s) for s in options.sparsities for m in options.methods or methods())]
-    return [Run(at, m, s, seed) for seed in options.seeds for at in options.settings for m, s in chosen]
+    methods_asked = options.methods or methods()
+    grid = [("dense", 0.0), *((m, s) for s in options.sparsities for m in methods_asked if m not in OTHERS)]
+    return [
+        Run(at, method, sparsity, seed)
+        for seed in options.seeds
+        for at in options.settings
+        for method, sparsity in [
+            *grid,
+            *((m, 0.5) for m in others(at) if not options.methods or m in options.methods),
+        ]
+    ]
 
 
 def carry_out(missing: Sequence[Run], options: argparse.Namespace, rows: Found) -> None:

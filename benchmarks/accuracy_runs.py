@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelPruning
 from omegaconf import open_dict
 
+from benchmarks.accuracy_others import OTHERS
 from benchmarks.accuracy_tables import AT_RANDOM, GRADUAL, MODEL_PRUNING, is_more_better
 from lightning_prune import cli
 
@@ -127,7 +128,8 @@ def composed(
     epochs, overrides = SETTINGS[setting].epochs, SETTINGS[setting].words
     recipe = {"dense": "none", MODEL_PRUNING: "none", AT_RANDOM: "one_shot"}.get(method, method)
     overrides = [*overrides, "pruning/criterion=random"] if method == AT_RANDOM else overrides
-    words = [*overrides, f"pruning={recipe}", f"trainer.max_epochs={epochs}", f"seed={seed}"]
+    chosen = OTHERS[method][1] if method in OTHERS else [f"pruning={recipe}"]
+    words = [*overrides, *chosen, f"trainer.max_epochs={epochs}", f"seed={seed}"]
     one = max(2, epochs // 5)
     levels, short = (epochs - one) // one, (epochs - one) // (one - 1)
     words += [word.format(one=one, levels=levels, short=short) for word in IN_TRAININGS.get(method, ())]
@@ -138,9 +140,9 @@ def composed(
         cfg = compose("train", words, return_hydra_config=True)
     pruning = cfg.get("pruning") or {}
     with open_dict(cfg):
-        if pruning.get("sparsity") is not None:
+        if pruning.get("sparsity") is not None and method not in OTHERS:
             pruning.sparsity = sparsity
-        if SETTINGS[setting].exclude and "exclude" in pruning:
+        if SETTINGS[setting].exclude and "exclude" in pruning and method != "depth":
             pruning.exclude = list(SETTINGS[setting].exclude)
         if "report" in pruning:
             pruning.report = False

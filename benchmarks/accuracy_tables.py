@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.accuracy_others import OTHERS
 from benchmarks.record import table
 
 README = Path(__file__).parent / "README.md"
@@ -46,6 +47,8 @@ def summary(setting: str, rows: Rows, metric: str = "test/acc") -> str:
         rows: results, one for each run.
         metric: an accuracy in percent, or a perplexity, of which less is better.
     """
+    others = beside(rows, metric)
+    rows = [row for row in rows if row["method"] not in OTHERS]
     sparsities = sorted({row["sparsity"] for row in rows if row["sparsity"]})
     lines, ranks = [], {}
     for method in dict.fromkeys(row["method"] for row in rows if row["sparsity"]):
@@ -56,7 +59,24 @@ def summary(setting: str, rows: Rows, metric: str = "test/acc") -> str:
     told = {f"{s:.0%}": PUBLISHED.get((setting, s), "–") for s in sparsities}
     lines += [{"method": "published"} | told] if set(told.values()) != {"–"} else []
     head = f"{setting}, {metric}, dense {_cell(_values(rows, metric, 'dense', 0.0))}"
-    return "\n\n".join(part for part in (head, table(lines) if lines else "", orders(rows, metric)) if part)
+    parts = head, table(lines) if lines else "", orders(rows, metric), others
+    return "\n\n".join(part for part in parts if part)
+
+
+def beside(rows: Rows, metric: str) -> str:
+    """Return what was done beside the grid of sparsities, the best first.
+
+    Example:
+        >>> rows = [{"method": m, "sparsity": 0.5, "test/acc": v} for m, v in (("n_of_m", 98.0), ("sr_ste", 98.25))]
+        >>> beside(rows, "test/acc")
+        '- 2 of each 4 weights: `sr_ste` 98.25, `n_of_m` 98.00'
+    """
+    found = {m: _values(rows, metric, m, 0.5) for m in OTHERS}
+    ranked = sorted((m for m in found if found[m]), key=lambda m: _rank({0.5: found[m]}, metric))
+    lines: dict[str, list[str]] = {}
+    for method in ranked:
+        lines.setdefault(OTHERS[method][0], []).append(f"`{method}` {_cell(found[method])}")
+    return "\n".join(f"- {what}: {', '.join(cells)}" for what, cells in lines.items())
 
 
 def _rank(found: Mapping[float, Sequence[float]], metric: str) -> tuple[int, float]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import SETTINGS, Run, main, methods
+from benchmarks.accuracy_others import BLOCKS, CHANNELS, OTHERS, PATTERN, others
 from benchmarks.accuracy_runs import SMALL, TELLING, composed, model_pruning
 from benchmarks.accuracy_tables import (
     AT_RANDOM,
@@ -31,7 +32,7 @@ def found() -> list[str]:
 
 def test_all_recipes_that_remove_single_weights_take_part(found: list[str]) -> None:
     assert {"global_unstructured", "one_shot", AT_RANDOM, "random", MODEL_PRUNING} <= set(found)
-    assert not {"none", "global_structured", "heads", "n_of_m"} & set(found)
+    assert not {"none", *OTHERS} & set(found)
     assert set(TELLING) <= set(found) and {name for pair in EXPECTED for name in pair} <= set(TELLING)
     assert set(SMALL) <= set(SETTINGS)
 
@@ -45,6 +46,16 @@ def test_every_run_is_composed(found: list[str], setting: str) -> None:
         length, pruning = cfg.trainer.max_epochs, dict(pruning)
         total = length + pruning.get("num_levels", 0) * (length - pruning.get("epoch", 0))
         assert (total, cfg.seed) == (SETTINGS[setting].epochs, 2)
+
+
+@pytest.mark.parametrize("setting", SMALL)
+def test_what_is_beside_the_grid_is_composed(setting: str) -> None:
+    for method in others(setting):
+        cfg = composed(Run(setting, method, 0.5, seed=2))
+        half = {PATTERN: (None, None), CHANNELS: (None, 0.5), BLOCKS: (0.5, None)}[OTHERS[method][0]]
+        assert (cfg.pruning.sparsity, (cfg.pruning.get("budget") or {}).get("macs")) == half
+        assert cfg.trainer.max_epochs == SETTINGS[setting].epochs
+    assert {m for at in SMALL for m in others(at)} == set(OTHERS)
 
 
 def test_the_increments_of_the_incumbent_compound_to_the_ramp() -> None:
