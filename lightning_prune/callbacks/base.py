@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Iterable
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ from lightning_prune.callbacks.structure import example_call, follow_record_, re
 from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
+from lightning_prune.model.copies import copied
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.prices import Measured
 from lightning_prune.model.pruning import Pruner
@@ -95,6 +95,8 @@ class PruningCallback(L.Callback):
             ValueError: a strategy under which masks would be lost.
         """
         check_strategy(trainer.strategy, self)
+        if not self._is_of(pl_module):
+            self.dense = None  # of another module, trained before
         follow_record_(pl_module)
         self._arrange(trainer, pl_module, stage)
 
@@ -153,7 +155,7 @@ class PruningCallback(L.Callback):
     ) -> None:
         """Take out what is masked, and say which groups could not follow."""
         assert self.pruner is not None and not isinstance(self.pruner, Pruner)
-        self.dense = self.dense or copy.deepcopy(self.pruner.call.module)
+        self._keep_dense(trainer, self.pruner.call.module)
         known = dict(self.pruner.frozen)
         with showing():
             self.pruner.shrink_(optimizers, copies)
@@ -162,6 +164,17 @@ class PruningCallback(L.Callback):
             self.updates[-1]["achieved"] = self.pruner.sparsity
         for name, reason in self.pruner.frozen.items() - known.items():
             self._warn(f"`{name}` stays whole: {reason}.")
+
+    def _keep_dense(self, trainer: L.Trainer, called: nn.Module) -> None:
+        """Keep a copy of what is called before it becomes smaller, on the CPU, where a report compares latencies."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.dense is None and any(isinstance(cb, SparsityMonitor) and cb.latency for cb in callbacks):
+            try:
+                self.dense = copied(called).cpu()
+            except Exception as error:  # whatever a user's module does when it is copied
+                self._warn(
+                    f"The report compares no latency with the dense model, which cannot be copied: {error!r:.200}."
+                )
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -210,14 +223,14 @@ class PruningCallback(L.Callback):
 
     def _take_state(self, pl_module: L.LightningModule) -> dict[str, Any] | None:
         """Return the state to go on from: a checkpoint's, or one's own where the same module is trained again."""
-        ours = {id(parameter) for parameter in self.pruner.targets.values()} if self.pruner else set()
-        own = (
-            self.state_dict()
-            if ours and ours <= {id(parameter) for parameter in pl_module.parameters()}
-            else None
-        )
+        own = self.state_dict() if self._is_of(pl_module) else None
         state, self._loaded = self._loaded or own, None
         return state
+
+    def _is_of(self, module: nn.Module) -> bool:
+        """Whether what is pruned are parameters of a module."""
+        ours = {id(parameter) for parameter in self.pruner.targets.values()} if self.pruner else set()
+        return bool(ours) and ours <= {id(parameter) for parameter in module.parameters()}
 
     def _restore_(self, state: dict[str, Any]) -> None:
         assert self.pruner is not None

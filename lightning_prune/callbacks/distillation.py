@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from lightning_prune.callbacks.evaluation import silenced
 from lightning_prune.core.checks import check_path, check_positive, check_range, did_you_mean
 from lightning_prune.model.calls import capture_call, random_states_kept
+from lightning_prune.model.copies import copied
 from lightning_prune.model.distillation import distillation_loss, feature_loss
 from lightning_prune.model.whole import read_checkpoint
 
@@ -97,7 +97,7 @@ class Distillation(L.Callback):
                 raise ValueError(
                     f"`{argument}` has paths of modules, but got {path!r}.{did_you_mean(path, list(paths))}"
                 )
-        self.teacher = _copied(pl_module)
+        self.teacher = copied(pl_module)
         if self.file is not None:
             self._load_(read_checkpoint(self.file)["state_dict"])
 
@@ -191,15 +191,6 @@ class Distillation(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the teacher of the run that is resumed, when fitting starts."""
         self._loaded = state_dict
-
-
-def _copied(module: L.LightningModule) -> nn.Module:
-    """Copy a module without the Trainer that it hangs on."""
-    trainer, module._trainer = module._trainer, None
-    try:
-        return copy.deepcopy(module)
-    finally:
-        module._trainer = trainer
 
 
 def _logits(output: Any) -> Tensor:

@@ -16,9 +16,10 @@ from lightning_prune.callbacks.sparse_training import SparseTraining
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import check_can_shrink
 from lightning_prune.callbacks.timetable import times_of
-from lightning_prune.callbacks.trial import detached, first_batch, first_call
+from lightning_prune.callbacks.trial import first_batch, first_call
 from lightning_prune.core.types import Couples
 from lightning_prune.model.calls import Call
+from lightning_prune.model.copies import copied
 from lightning_prune.model.cost import measure
 from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
@@ -63,7 +64,7 @@ def preview(
         (True, 144)
     """
     troubles: list[str] = []
-    small = detached(model)
+    small = copied(model)
     loader, batch = first_batch(data, model, troubles)
     call = None if batch is None else first_call(small, batch, trainer, troubles)
     if pruning is None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import lightning as L
 
 from lightning_prune.callbacks.evaluation import silenced, step_of
 from lightning_prune.model.calls import Call, capture_call, random_states_kept, undisturbed
-
-
-def detached(model: L.LightningModule) -> L.LightningModule:
-    """Return a copy of a module that belongs to no trainer."""
-    trainer = model._trainer
-    return copy.deepcopy(model, {id(trainer): None} if trainer is not None else {})
 
 
 def first_batch(data: Any, model: L.LightningModule, troubles: list[str]) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -14,6 +13,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from lightning_prune.model.calls import Call
+from lightning_prune.model.copies import copied
 from lightning_prune.report.costs import Latency
 
 NUM_ROUNDS = 10
@@ -85,7 +85,7 @@ def dense_twin(call: Call) -> Call:
         >>> bool((twin.module.weight != 0).all())
         True
     """
-    module = copy.deepcopy(call.module)
+    module = copied(call.module)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() >= 2 and parameter.numel():

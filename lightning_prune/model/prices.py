@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import platform
@@ -16,6 +15,7 @@ import torch
 from lightning_prune.core.budgets import Budget
 from lightning_prune.graph import Couplings
 from lightning_prune.model.calls import Call, replaying, tensors_of
+from lightning_prune.model.copies import copied
 from lightning_prune.model.latency import latency_ratio
 from lightning_prune.model.surgery import execute_
 from lightning_prune.report.progress import working
@@ -79,7 +79,7 @@ class _Latency:
         """Measure; which indices are kept makes no difference to the time, so the first are."""
         root, groups = self.couplings.run.root, self.couplings.groups
         choice = {name: torch.arange(groups[name].size) < kept for name, kept in counts.items()}
-        small_root = copy.deepcopy(root)
+        small_root = copied(root)
         execute_(small_root, self.couplings.plan(choice))
         small = replace(
             self.call, module=small_root.get_submodule(self.couplings.run.paths[self.call.module])

@@ -1,6 +1,7 @@
 """Models that become smaller in a run: resumed bit for bit, loaded again, with optimizers, averages and a report."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from lightning_prune import (
     PostTrainingPruning,
     ReplaysRecord,
     Saliency,
+    SparsityMonitor,
     TrainTimePruning,
     Window,
     load_pruned,
@@ -366,3 +368,52 @@ def test_a_latency_that_no_smaller_model_has_is_refused_before_the_first_step(mo
         fitted.fit(module, data(), data())
     assert fitted.global_step == 0 and list(tmp_path.iterdir()) == []
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+class Keeping(Toy):
+    """It keeps what it computed, in itself and in a part of it, and has weights that are computed anew each time."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.head = nn.utils.weight_norm(self.head)
+        self.body.append(Keeps())
+
+    def forward(self, x):
+        self.hidden = {"last": [self.body(x)]}
+        return self.head(self.hidden["last"][0])
+
+
+class Keeps(nn.Module):
+    """It keeps its input."""
+
+    def forward(self, x):
+        self.seen = x
+        return x
+
+
+@pytest.mark.parametrize("report", [True, False])
+@pytest.mark.parametrize("shrink", ["end", "update"])
+def test_a_module_that_keeps_tensors_of_its_graph_becomes_smaller(shrink, report, tmp_path):
+    module, callback = Keeping(), build("end", shrink=shrink, report=report)
+    before = module.body[0].out_features
+    trainer(callback, default_root_dir=tmp_path).fit(module, data(), data())
+    assert module.body[0].out_features < before and callback.updates[-1]["achieved"] == pytest.approx(
+        0.5, abs=0.05
+    )
+    assert (callback.dense is not None) == report  # without one nothing is kept of the dense model
+
+
+def test_a_callback_that_prunes_one_module_after_another_compares_each_with_itself(tmp_path):
+    callback, monitor = build("end", report=True), SparsityMonitor(show=False)
+    params = []
+    for width in (16, 32):
+        module = Toy()
+        module.body[0], module.body[1] = nn.Linear(8, width), nn.BatchNorm1d(width)
+        module.body[4] = nn.Linear(width, 8)
+        trainer(callback, monitor, default_root_dir=tmp_path).fit(module, data(), data())
+        params.append(
+            (monitor.report.cost_before.params, sum(p.numel() for p in callback.dense.parameters()))
+        )
+    assert params[0][0] == params[0][1] < params[1][0] == params[1][1]
