@@ -31,6 +31,10 @@ class SparsityMonitor(L.Callback):
     A pruning callback adds one by itself; add your own to choose the folder, or to report on a run that prunes
     nothing, as the dense baseline of a comparison. Costs are measured on the first batch of the run and at its end.
 
+    Cost: the model is counted on the first batch and at the end; with `latency` some seconds of a large model's time.
+
+    When: always: a pruning callback adds one by itself, and the dense baseline wants one to be compared with.
+
     Args:
         folder: where to write; by default the logger's folder, or the trainer's `default_root_dir`.
         latency: whether to measure latency, which takes some seconds of a large model's time.

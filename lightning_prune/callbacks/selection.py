@@ -20,6 +20,10 @@ class SparseModelCheckpoint(ModelCheckpoint):
     The best model of a run that is pruned in training is often an early one, which is hardly pruned. All arguments are
     those of Lightning's own; of what is saved before the ramp ends, another ModelCheckpoint can keep the last.
 
+    Cost: that of a `ModelCheckpoint`.
+
+    When: the best model of a run that is pruned in training is wanted, and not its last.
+
     Example:
         >>> from lightning_prune import SparseModelCheckpoint
         >>> SparseModelCheckpoint(monitor="val/loss").monitor
@@ -35,6 +39,10 @@ class SparseEarlyStopping(EarlyStopping):
 
     While sparsity rises a metric may well get worse; that is no reason to stop. All arguments are those of Lightning's
     own.
+
+    Cost: nothing: it looks at a metric that is logged.
+
+    When: a run is to end once the sparse model has stopped getting better, and not while sparsity rises.
 
     Example:
         >>> from lightning_prune import SparseEarlyStopping

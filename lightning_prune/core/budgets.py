@@ -15,6 +15,11 @@ class Budget:
     of the weights of a layer, since it loses inputs and outputs, and early layers hold few weights but much of the
     work. A budget is solved for: sparsity is searched until the cost fits.
 
+    Cost: sparsity is searched by counting, at each update; for `latency` some twenty smaller copies at most are timed,
+        once.
+
+    When: coupled groups, where it is known what the model may cost, and not how many channels that is.
+
     Args:
         params: parameters, in (0, 1).
         macs: multiply-accumulates of the example call, in (0, 1).

@@ -14,6 +14,10 @@ UNITS = ("run", "epochs", "steps")
 class Window:
     """The part of a run in which masks are updated, as the user writes it.
 
+    Cost: (`end` - `start`) / `every` updates, each with a selection and what the criterion computes then.
+
+    When: masks change in training; leave the last third of the run for the network to recover.
+
     Args:
         start: where the ramp begins; 0 is before the first optimizer step.
         end: where it ends. The last update lands exactly here, whatever `every` is.

@@ -122,6 +122,10 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
 
     Pruning moves the distribution that they were estimated on; Li et al. 2020 (arXiv:2007.02491) adapt them so.
 
+    Cost: one forward pass for each batch.
+
+    When: networks with batch norms that are pruned in one shot and not trained on.
+
     Args:
         model: only its batch norms are changed; the other modules run in eval mode.
         batches: as for `calibrate`.

@@ -45,6 +45,11 @@ def sensitivity(
 
     Li et al. 2016 (arXiv:1608.08710), section 3.2; Han et al. 2015 (arXiv:1506.02626), section 5.
 
+    Cost: one evaluation for each layer and sparsity, and one of the dense model; the criterion's calibration once; a
+        copy of one layer's weights at a time.
+
+    When: to see which layer suffers first, and for `allocate`; layers are looked at alone, without training on.
+
     Args:
         model: any module.
         evaluate: model -> a number; a loss, or an accuracy.
@@ -103,6 +108,10 @@ def allocate(
 
     Each layer's curve is taken as its lower convex hull, and sparsity is spent where a weight costs least: the optimum
     of the sum, which is an upper bound of the whole as far as layers suffer by themselves.
+
+    Cost: nothing beside the curves.
+
+    When: sparsities by layer for one-shot pruning of a trained model, by `Fixed` or `sparsity={...}`.
 
     Args:
         curves: name -> sparsity -> loss, lower is better, as `sensitivity` returns them; accuracies with a minus.

@@ -24,6 +24,11 @@ REDUCTIONS = ("mean", "sum", "max")
 class Weight:
     """Each weight alone (unstructured).
 
+    Cost: nothing.
+
+    When: the fewest weights at the same accuracy; speed takes a sparse kernel or format, as of `accelerate` and
+        `export_weights`.
+
     Example:
         >>> import torch
         >>> Weight().reduce(torch.tensor([[1.0, 2.0]]))
@@ -44,6 +49,10 @@ class Slice:
     """All weights with one index along `dim`: a row, neuron or filter at 0, a column or input channel at 1.
 
     Only the mask is structured here, the shapes stay. Li et al. 2016 (arXiv:1608.08710) rank filters so.
+
+    Cost: one number for each slice.
+
+    When: neurons, filters or input channels of single layers, where shapes have to stay; `Channel` takes them out.
 
     Args:
         dim: at least 0; of a linear or convolution weight, 0 is the output and 1 the input.
@@ -93,6 +102,10 @@ class Kernel:
 
     Mao et al. 2017 (arXiv:1705.08922), "2-D kernel" granularity. A linear layer has kernels of one weight.
 
+    Cost: one number for each kernel.
+
+    When: convolutions for code that skips whole kernels; linear layers are pruned by weight.
+
     Args:
         reduction: "mean", "sum" or "max" over the kernel.
 
@@ -124,6 +137,10 @@ class Block:
 
     The weight is read as a matrix (out, in x kernel). At the lower and right edge, where the size is no multiple,
     tiles are smaller; they compete like the others.
+
+    Cost: one number for each tile, and for a layer at a time a copy of its scores with the edges filled up.
+
+    When: kernels that skip whole tiles; it costs more accuracy than `Weight`, the larger the tiles the more.
 
     Args:
         height: at least 1.

@@ -27,6 +27,10 @@ class ERK:
     with the kernel dims. eps follows from the overall sparsity; layers that would pass density 1 are dense, and the
     others share what is left. The number kept in all is exact.
 
+    Cost: as for `Local`.
+
+    When: sparse training, and high sparsities in training, where small layers should not be the first to be emptied.
+
     Args:
         kernel: whether kernel dims count (ERK); without them it is ER, of in and out alone.
 
@@ -73,6 +77,10 @@ class ConstantFanIn:
     least one, where n_l is how many weights an output of layer l has. No output is ever without one; the paper lets
     some die out (its ablation), which is left out here. It needs scores of at least two dims.
 
+    Cost: as for `PerRow`.
+
+    When: sparse training for a kernel that wants equally many weights in each row (recipe `srigl`).
+
     Args:
         kernel: as in `ERK`.
 
@@ -118,6 +126,10 @@ class ConstantFanIn:
 @dataclass(frozen=True)
 class Fixed:
     """Numbers by name: each parameter to the sparsity of the first pattern that matches it, the others stay dense.
+
+    Cost: as for `Local`.
+
+    When: how sparse each layer should be is known, as from `sensitivity` and `allocate`.
 
     Args:
         sparsities: pattern (`core.patterns`) -> final sparsity in [0, 1), in the order in which they are tried.

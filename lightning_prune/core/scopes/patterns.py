@@ -24,6 +24,11 @@ class NofM:
     It prescribes the final sparsity, 1 - n/m, so the user gives none. On the way there the weights that are not
     among the best n of their block go first, worst first, and each parameter has exactly the sparsity asked for.
 
+    Cost: no pass; each block of `m` is sorted, some blocks at a time, and on the way to n/m all of a layer's weights
+        too.
+
+    When: GPUs with sparse tensor cores, which `to_semi_structured` makes use of; elsewhere it brings no speed.
+
     Args:
         n: kept, at least 1.
         m: block length, above `n`; 2:4 is what GPUs speed up. Blocks lie along dim 1, for convolutions as well.

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 class Local:
     """Each parameter by itself, all to the same sparsity (uniform, layer-wise).
 
+    Cost: no pass; a selection within one layer at a time.
+
+    When: layers of like size, or where none may be thinner than another; above 95 % it starves the smallest layers,
+        where `ERK` and `Global` are better.
+
     Args:
         min_keep: groups that each parameter keeps at least; a whole number, or a fraction of them below 1.
 
@@ -66,6 +71,11 @@ class Local:
 @dataclass(frozen=True)
 class Global:
     """All groups of all parameters in one ranking. Frankle & Carbin 2018 (arXiv:1803.03635), section 4.
+
+    Cost: no pass; one selection over all weights, some 7 ns for each on a CPU, and some MB beside the masks.
+
+    When: first; at the highest sparsities with `min_keep` or a `CollapseGuard`, since it may leave next to nothing of a
+        layer.
 
     Args:
         min_keep: groups that each parameter keeps at least, so that no layer dies; a whole number, or a fraction
@@ -105,6 +115,10 @@ class Isomorphic:
     Fang et al. 2024 (arXiv:2407.04616), section 3.2: the scores of unlike parts (heads, embeddings, hidden layers of
     MLPs) have unlike distributions. Coupled groups (`Channel`, `Head`) know their kind; single tensors are of one kind
     where their names differ in numbers only.
+
+    Cost: as for `Global`.
+
+    When: networks of unlike parts, transformers above all, most of all with `Channel`.
 
     Args:
         min_keep: as in `Global`.
@@ -161,6 +175,10 @@ class PerRow:
 
     Sun et al. 2023 (arXiv:2306.11695), section 3, compare so. It needs scores of at least two dims.
 
+    Cost: no pass; each row is sorted, some rows at a time.
+
+    When: one shot with `Wanda` in language models, or where every output has to keep weights.
+
     Raises:
         ValueError: (in use) scores with fewer than two dims.
 
@@ -202,6 +220,11 @@ class LAMP:
 
     Lee et al. 2020, layer-adaptive magnitude pruning (arXiv:2010.07611), eq. 4; w is the score of the criterion,
     so the paper's method is `criterion=Magnitude()`. The best group of each parameter scores 1: no layer dies.
+
+    Cost: no pass; at each reading of the scores those of a layer are sorted, in some float64 copies of that layer.
+
+    When: high sparsities in training, where `Global` starves a layer, with `Magnitude`; not for scores that may be
+        negative.
 
     Args:
         min_keep: as in `Global`.

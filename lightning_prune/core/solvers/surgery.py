@@ -20,7 +20,7 @@ class LeastSquares:
 
     The minimum of ||w X - w' X||^2 over w' that are zero outside of S, G being X X^T: the normal equations, as in
     Hassibi & Stork 1993 (optimal brain surgeon), eq. 5, for several weights at once. Masks stay those of criterion and
-    scope, structured ones too. Where channels or heads are taken out (He, Zhang & Sun 2017, arXiv:1707.06168, section
+    scope, structured ones too. Where channels or heads are taken out (He et al. 2017, arXiv:1707.06168, section
     3.1), the layers that lose inputs are solved for, and a bias makes up for the means of what goes.
 
     Cost: a pass over the calibration data for each layer, one (in, in) matrix of it in memory at a time; out times in^3
