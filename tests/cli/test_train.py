@@ -70,6 +70,22 @@ def test_every_recipe_trains_reports_and_leaves_a_plain_checkpoint(tmp_path, rec
     assert all(torch.equal(saved[key], value) for key, value in loaded.state_dict().items())
 
 
+@pytest.mark.parametrize(("recipe", "last"), [("none", 1), ("gradual", 3)])
+def test_early_stopping_waits_for_the_final_sparsity(tmp_path, recipe, last):
+    never_better = ("callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=100")
+    ramp = ("pruning.window.end=0.5",) if recipe == "gradual" else ()  # three of six epochs
+    train(
+        tmp_path,
+        f"pruning={recipe}",
+        "callbacks=early_stopping",
+        "trainer.max_epochs=6",
+        *never_better,
+        *ramp,
+    )
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["epoch"] == last  # the first one that counts is the best, the next one is not better
+
+
 @pytest.mark.parametrize("recipe", STRUCTURED)
 def test_every_structured_recipe_leaves_a_smaller_model(tmp_path, recipe):
     sparsity, settings = STRUCTURED[recipe]
