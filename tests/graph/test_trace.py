@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune.graph import Couplings, Op, Plan, register_rule, trace
 from lightning_prune.graph.types import freeze
@@ -96,6 +98,83 @@ def windows(m: Any, x: Tensor) -> Tensor:
     n, h, w, c = y.shape
     y = y.view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
     return m.head(m.merge(m.norm(y)).mean((1, 2)))
+
+
+def shifted_windows(m: Any, x: Tensor) -> Tensor:
+    """Attention within shifted windows of 4 x 4, with a table of biases by relative position."""
+    y = m.embed(x).permute(0, 2, 3, 1)
+    n, h, w, c = y.shape
+    z = torch.roll(m.norm(y), (-2, -2), (1, 2)).view(n, h // 4, 4, w // 4, 4, c)
+    z = m.qkv(z.permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c))
+    q, k, v = z.reshape(-1, 16, 3, m.num_heads, c // m.num_heads).permute(2, 0, 3, 1, 4)
+    bias = m.table[m.index.view(-1)].view(16, 16, -1).permute(2, 0, 1)
+    weights = (q * (c // m.num_heads) ** -0.5 @ k.transpose(-2, -1) + bias).softmax(-1)
+    z = m.out((weights @ v).transpose(1, 2).reshape(-1, 16, c))
+    z = z.view(n, h // 4, w // 4, 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
+    return m.head((y + torch.roll(z, (2, 2), (1, 2))).mean((1, 2)))
+
+
+def relative_index() -> Tensor:
+    """Return for each pair of the 16 places of a window which bias is theirs."""
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    apart = places[:, None] - places[None] + 3
+    return apart[..., 0] * 7 + apart[..., 1]
+
+
+def interleaved(x: Tensor) -> Tensor:
+    """Rotate neighbours by their position, as GPT-J does."""
+    angle = torch.arange(x.shape[-2])[:, None] * 0.1
+    even, odd = x[..., ::2], x[..., 1::2]
+    turned = even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()
+    return torch.stack(turned, -1).flatten(-2)
+
+
+def complex_rotated(x: Tensor) -> Tensor:
+    """Rotate neighbours as complex numbers, as llama's first code does."""
+    angle = torch.outer(torch.arange(x.shape[-2]), torch.arange(x.shape[-1] // 2) + 1.0) * 0.1
+    turn = torch.polar(torch.ones_like(angle), angle)
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2)
+
+
+def rotary_attention(rotate: Callable[[Tensor], Tensor], *, shares: bool) -> Callable[[Any, Tensor], Tensor]:
+    """Return attention with rotated queries and keys; heads share keys in torch's kernel, or those are repeated."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k = (rotate(layer(x).view(n, t, -1, m.head_dim).transpose(1, 2)) for layer in (m.q, m.k))
+        v = m.v(x).view(n, t, -1, m.value_dim).transpose(1, 2)
+        if not shares:
+            k, v = (y.repeat_interleave(q.shape[1] // y.shape[1], 1) for y in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shares)
+        return m.out(y.transpose(1, 2).reshape(n, t, -1))
+
+    return run
+
+
+def experts(m: Any, x: Tensor) -> Tensor:
+    """The best two of four experts for each token, each run on the tokens that chose it."""
+    tokens = m.embed(x).flatten(0, 1)
+    weights, chosen = m.router(tokens).softmax(-1).topk(2, -1)
+    out = torch.zeros_like(tokens)
+    for number, expert in enumerate(m.experts):
+        share = (weights * (chosen == number)).sum(-1, keepdim=True)
+        out = out + share * expert(tokens)
+    return m.head(out)
+
+
+class Wrapped(L.LightningModule):
+    """A module in a module, with a loss and a metric inside, which a call returns beside the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict({"body": nn.Linear(8, 12), "head": nn.Linear(12, 4)})
+        self.loss, self.accuracy = nn.CrossEntropyLoss(), MulticlassAccuracy(4)
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.net["head"](self.net["body"](x).relu()).flatten(0, 1)
+        target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        return {"logits": logits, "loss": self.loss(logits, target), "seen": [logits.mean(0)]}
 
 
 IMAGE, TOKENS = torch.Size((2, 3, 8, 8)), torch.Size((2, 5, 8))
@@ -252,6 +331,61 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
         TOKENS,
         {"q.weight[head]", "q.weight[head][dim 0]", "q.weight[head_dim]", "v.weight[head_dim]"},
     ),
+    "multi-query attention with interleaved rotary positions": (
+        lambda: Function(
+            rotary_attention(interleaved, shares=False),
+            q=nn.Linear(8, 32, bias=False),
+            k=nn.Linear(8, 8, bias=False),
+            v=nn.Linear(8, 8, bias=False),
+            out=nn.Linear(32, 4),
+            head_dim=8,
+            value_dim=8,
+        ),
+        TOKENS,
+        {"q.weight[head]", "q.weight[head_dim]", "v.weight[head_dim]"},
+    ),
+    "grouped queries in torch's kernel with complex rotary positions": (
+        lambda: Function(
+            rotary_attention(complex_rotated, shares=True),
+            q=nn.Linear(8, 32, bias=False),
+            k=nn.Linear(8, 16, bias=False),
+            v=nn.Linear(8, 16, bias=False),
+            out=nn.Linear(32, 4),
+            head_dim=8,
+            value_dim=8,
+        ),
+        TOKENS,
+        {"q.weight[head]", "q.weight[head][dim 0]", "v.weight[head_dim]"},
+    ),
+    "shifted windows with biases by relative position": (
+        lambda: Function(
+            shifted_windows,
+            embed=nn.Conv2d(3, 16, 1),
+            norm=nn.LayerNorm(16),
+            qkv=nn.Linear(16, 48),
+            out=nn.Linear(16, 16),
+            head=nn.Linear(16, 4),
+            table=nn.Parameter(torch.randn(49, 4)),
+            index=nn.Buffer(relative_index()),
+            num_heads=4,
+        ),
+        IMAGE,
+        {"embed.weight", "qkv.weight[head_dim]", "table[head]"},
+    ),
+    "experts": (
+        lambda: Function(
+            experts,
+            embed=nn.Linear(8, 12),
+            router=nn.Linear(12, 4),
+            experts=nn.ModuleList(
+                nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 12)) for _ in range(4)
+            ),
+            head=nn.Linear(12, 4),
+        ),
+        TOKENS,
+        {"embed.weight", *(f"experts.{i}.0.weight" for i in range(4))},
+    ),
+    "a Lightning module with a loss and a metric": (Wrapped, TOKENS, {"net.body.weight"}),
     "class token, position embedding and layer scale": (
         lambda: Function(
             class_token,
