@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,12 +16,13 @@ from lightning_prune.core.patterns import check_match, listed, matches
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import Masks, Name
-from lightning_prune.graph import Plan, trace
+from lightning_prune.graph import Block, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.influence import Influence
-from lightning_prune.model.skip import Skip
+from lightning_prune.model.skipping import settle_blocks
 from lightning_prune.model.surgery import execute_
+from lightning_prune.report.progress import working
 
 
 class DepthPruner:
@@ -118,16 +118,26 @@ class DepthPruner:
         """Do nothing: blocks are not masked."""
 
     def plan(self) -> Plan:
-        """Return the plan that leaves out the chosen blocks: the same network without what they add."""
-        how = {path: self.blocks[path].replacement for path in self.skipped}
+        """Return the plan that leaves out the chosen blocks, proved equal to the model in which they add nothing.
+
+        Blocks that cannot go are frozen, with the reason in `frozen`, and the choice is made anew among the others.
+        """
+        with working("comparing the smaller model with the masked one"):
+            found = settle_blocks(self.couplings, self._gone, self._freeze)
+        (self.skipped, error), self.frozen = self.agree((found, self.frozen))
+        how = {path: block.replacement for path, block in self._gone().items()}
         groups = {path: (1, int(path not in self.skipped)) for path in self.blocks}
-        return Plan(slices={}, shapes=self.couplings.shapes, replaced=how, groups=groups, error=0.0)
+        return Plan(slices={}, shapes=self.couplings.shapes, replaced=how, groups=groups, error=error)
+
+    def _gone(self) -> dict[str, Block]:
+        return {path: self.blocks[path] for path in self.skipped}
+
+    def _freeze(self, path: str, reason: str) -> None:
+        self.frozen[path] = reason
+        self._rank()
 
     def shrink_(self, optimizers: Iterable[Optimizer] = (), copies: Iterable[nn.Module] = ()) -> Plan:
-        """Put the identity, or zeros, in the place of what was chosen; what the model does not run without stays."""
-        while broken := self._broken():
-            self.frozen |= broken
-            self._rank()
+        """Put the identity, or zeros, in the place of what was chosen; what the model does not do without stays."""
         plan = self.plan()
         if plan.is_empty:
             return plan
@@ -135,29 +145,6 @@ class DepthPruner:
         self.plans.append(plan)
         self.targets = {n: p for n, p in self.model.named_parameters() if n in self.targets}
         return plan
-
-    def _broken(self) -> dict[str, str]:
-        """Return the first of the chosen blocks without which the model does not run, with the reason."""
-        if self._reason(self.skipped) is None:
-            return {}
-        for num in range(1, len(self.skipped) + 1):
-            if (reason := self._reason(self.skipped[:num])) is not None:
-                return {self.skipped[num - 1]: f"the model does not run without it: {reason}"}
-        return {}
-
-    def _reason(self, paths: Iterable[str]) -> str | None:
-        """Run the model as if some blocks were gone, and say why it cannot."""
-        with ExitStack() as stack:
-            again = stack.enter_context(replaying(self.model, self.call))
-            for path in paths:
-                attributes = vars(self.model.get_submodule(path))
-                attributes["forward"] = Skip(self.blocks[path].replacement).forward
-                stack.callback(attributes.pop, "forward")
-            try:
-                again()
-            except Exception as error:  # whatever the model raises
-                return f"{type(error).__name__}: {error}"
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was chosen and done, safe under `torch.load(weights_only=True)`."""

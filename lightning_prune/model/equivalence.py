@@ -9,7 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ TOLERANCE = 1e-10
 """Largest relative difference in float64. Untrained networks are insensitive: 1e-6 would let wrong slices pass."""
 OWN_TOLERANCE = 1e-4
 """The same where a model runs in its own precision only."""
+
+Difference: TypeAlias = Callable[[Probe, bool], tuple[float, bool]]
+"""What to compare on, and whether in float64 -> the difference, and whether the masked model says anything there."""
 
 
 class VacuousProofWarning(UserWarning):
@@ -47,15 +51,21 @@ def relative_error(
     Returns:
         The difference, in [0, inf]; 0.0 is equality. Infinity where shapes differ or values are no numbers.
     """
+    return largest_error(couplings, partial(_difference, couplings, choice, plan), calls, wide=wide)
+
+
+def largest_error(
+    couplings: Couplings, difference: Difference, calls: Sequence[Any] = (), *, wide: bool = True
+) -> float:
+    """Return the largest of the differences between two models on some calls, as `relative_error` does."""
     if calls:
-        probes = [Probe(args, kwargs) for args, kwargs in calls]
-        return max(_difference(couplings, choice, plan, probe, wide)[0] for probe in probes)
+        return max(difference(Probe(args, kwargs), wide)[0] for args, kwargs in calls)
     own = Probe(couplings.run.args, couplings.run.kwargs)
-    error, tells = _difference(couplings, choice, plan, own, wide)
+    error, tells = difference(own, wide)
     if tells and can_tell(own):
         return error
     try:
-        more, tells = _difference(couplings, choice, plan, with_noise(couplings), wide)
+        more, tells = difference(with_noise(couplings), wide)
     except Exception:  # a model that takes no other values than its own
         more = 0.0
     if not tells:
@@ -109,7 +119,7 @@ def settle(
         choice = choose()
         try:
             plan = couplings.plan(choice)
-            error, wide = _compared(couplings, choice, plan, calls)
+            error, wide = compared(partial(_difference, couplings, choice, plan), couplings, calls)
             limit = tolerance if wide else max(tolerance, OWN_TOLERANCE)
             if error <= limit:
                 return choice, replace(plan, error=error)
@@ -122,12 +132,12 @@ def settle(
             freeze(guilty, reason)
 
 
-def _compared(couplings: Couplings, choice: Choice, plan: Plan, calls: Sequence[Any]) -> tuple[float, bool]:
-    """Compare in float64, or where the model's code cannot run in it, in its own precision."""
+def compared(difference: Difference, couplings: Couplings, calls: Sequence[Any] = ()) -> tuple[float, bool]:
+    """Compare in float64, or where the model's code cannot run in it, in its own precision; say which it was."""
     try:
-        return relative_error(couplings, choice, plan, calls), True
+        return largest_error(couplings, difference, calls), True
     except Exception:  # a kernel or a cast that knows no float64
-        return relative_error(couplings, choice, plan, calls, wide=False), False
+        return largest_error(couplings, difference, calls, wide=False), False
 
 
 def _first_to_differ(
@@ -140,27 +150,47 @@ def _first_to_differ(
             "`call` gives the same outputs each time, but with nothing removed they differ: a model that draws random "
             "numbers in eval mode cannot be compared with a smaller one."
         )
-    low, high = 0, len(names)  # the first `low` groups are equal, the first `high` are not
-    while high - low > 1:
-        middle = (low + high) // 2
-        part = {name: choice[name] for name in names[:middle]}
+
+    def are_equal(some: Sequence[str]) -> bool:
+        part = {name: choice[name] for name in some}
         try:
-            error = relative_error(couplings, part, couplings.plan(part), calls, wide=wide)
-            is_equal = error <= tolerance
+            return relative_error(couplings, part, couplings.plan(part), calls, wide=wide) <= tolerance
         except Unsolvable:
-            is_equal = False
-        low, high = (middle, high) if is_equal else (low, middle)
-    culprit = couplings.groups[names[high - 1]]
+            return False
+
+    culprit = couplings.groups[names[num_until(names, are_equal) - 1]]
     return [g.name for g in couplings.groups.values() if (g.kind, g.role) == (culprit.kind, culprit.role)]
 
 
+def num_until(names: Sequence[str], are_equal: Callable[[Sequence[str]], bool]) -> int:
+    """Return of how many names, from the first on, two models are not equal any more, by bisection.
+
+    Args:
+        names: at least one; of all of them the models are not equal.
+        are_equal: says it of the first names.
+
+    Example:
+        >>> num_until(["a", "b", "c", "d"], lambda some: "c" not in some)
+        3
+    """
+    low, high = 0, len(names)  # of the first `low` they are equal, of the first `high` they are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if are_equal(names[:middle]) else (low, middle)
+    return high
+
+
 def largest_difference(wanted: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Return the largest difference of floating-point tensors, relative to their largest entries; inf for other shapes.
+    """Return the largest difference of floating-point tensors, relative to their largest entries.
+
+    It is infinite where numbers or shapes of tensors differ.
 
     Example:
         >>> largest_difference([torch.tensor([4.0, 1.0])], [torch.tensor([4.0, 2.0])])
         0.25
     """
+    if len(wanted) != len(other):
+        return float("inf")
     worst = 0.0
     for a, b in zip(wanted, other, strict=True):
         if a.shape != b.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,7 +45,12 @@ class StandIns:
         values = {name: self._converted(tensor) for name, tensor in self.tensors.items()}
         for name in values.keys() & masks.keys():
             values[name] = values[name].masked_fill(~masks[name].to(values[name].device), 0)
-        return self._run(values, {}, args, kwargs, choice)
+        return self._run(values, {}, args, kwargs, Survivors(self.couplings, choice))
+
+    def dense(self, args: Any, kwargs: Any, within: AbstractContextManager[Any]) -> list[Tensor]:
+        """Return the outputs of the dense model, which runs within a context that may change what it does."""
+        values = {name: self._converted(tensor) for name, tensor in self.tensors.items()}
+        return self._run(values, {}, args, kwargs, within)
 
     def small(self, plan: Plan, args: Any, kwargs: Any) -> list[Tensor]:
         """Return the outputs with tensors sliced and scaled, and attributes set, as planned."""
@@ -59,7 +64,7 @@ class StandIns:
             for scale in (scale for scale in plan.scales if scale.name == name):
                 wide = scaled(wide, scale)
             values[name] = sliced(wide, plan.slices.get(name, {}))
-        return self._run(values, plan.attributes, args, kwargs, None)
+        return self._run(values, plan.attributes, args, kwargs, nullcontext())
 
     def _run(
         self,
@@ -67,7 +72,7 @@ class StandIns:
         attributes: Mapping[str, Mapping[str, Any]],
         args: Any,
         kwargs: Any,
-        choice: Choice | None,
+        within: AbstractContextManager[Any],
     ) -> list[Tensor]:
         run = self.couplings.run
         placed = {id(self.own[name]): _like(value, self.own[name]) for name, value in values.items()}
@@ -83,8 +88,7 @@ class StandIns:
             stack.enter_context(as_if(run.paths, placed, attributes))
             if self.precision:
                 stack.enter_context(_Wide())  # type: ignore[no-untyped-call]
-            if choice is not None:
-                stack.enter_context(Survivors(self.couplings, choice))
+            stack.enter_context(within)
             return list(tensors_in(run.model(*args, **kwargs)))
 
     def _converted(self, tensor: Tensor) -> Tensor:

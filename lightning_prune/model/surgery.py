@@ -203,7 +203,7 @@ def _adapt_modules_(model: nn.Module, plan: Plan, undo: ExitStack) -> None:
             module.flatten_parameters()
     for path, how in plan.replaced.items():
         if how != "attention":
-            _replace_(model, path, how, undo)
+            replace_(model, path, how, undo)
 
 
 def _put_back_(module: nn.Module, kind: type[nn.Module], attributes: Mapping[str, object]) -> None:
@@ -212,7 +212,8 @@ def _put_back_(module: nn.Module, kind: type[nn.Module], attributes: Mapping[str
     vars(module).update(attributes)
 
 
-def _replace_(model: nn.Module, path: str, how: str, undo: ExitStack) -> None:
+def replace_(model: nn.Module, path: str, how: str, undo: ExitStack) -> None:
+    """Put a `Skip` in the place of a block, in the words of `Plan.replaced`."""
     parent, _, name = path.rpartition(".")
     owner, block = model.get_submodule(parent), model.get_submodule(path)
     undo.callback(setattr, owner, name, block)

@@ -373,7 +373,7 @@ STAGES = [
     (surgery, "_set_"),
     (surgery, "make_flexible_"),
     (surgery, "sizes_of"),
-    (surgery, "_replace_"),
+    (surgery, "replace_"),
     (surgery, "Skip"),
     (surgery, "cut_state_"),
     (optimizer_module, "_cut"),
