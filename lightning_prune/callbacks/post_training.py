@@ -70,7 +70,8 @@ class PostTrainingPruning(PruningCallback):
             round before has left; at least 1.
         reestimate_batch_norm: whether batch-norm statistics are computed anew on those batches, after pruning.
         report: whether to write `report.json` and `report.md` beside the run.
-        budget: for coupled granularities (`Channel`, `Head`), what the smaller model may cost, in place of `sparsity`.
+        budget: for coupled granularities (`Channel`, `Head`, `Layer`), what the smaller model may cost, in place of
+            `sparsity`.
         solver: how the weights that stay make up for those that go, layer by layer, on the calibration batches; for
             channels and heads `LeastSquares()`.
         blocks: for a solver, path of the module whose children run one after the other, as decoder layers do; by

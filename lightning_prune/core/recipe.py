@@ -101,10 +101,6 @@ class Recipe:
             raise ValueError(
                 f"`budget` is for granularities that make the model smaller, but got {self.granularity}."
             )
-        if isinstance(self.granularity, Layer):
-            raise ValueError(
-                f"`budget` is solved for channels and heads, but got {self.granularity}: say `sparsity`."
-            )
 
     def final_sparsity(self, group_shapes: Mapping[Name, Shape]) -> float:
         """Return the sparsity, over all groups, that the schedule's 1 stands for."""

@@ -96,12 +96,17 @@ def _bisected(
     return above, below, best
 
 
-def out_of_reach(budget: Budget, nearest: float) -> ValueError:
-    """Return the error that names the nearest cost."""
+def out_of_reach(
+    budget: Budget,
+    *nearest: float,
+    settings: str = "`include`, `exclude`, `min_keep`, `multiple_of`",
+) -> ValueError:
+    """Return the error that names the nearest cost, or those on both sides, and the settings that allow others."""
+    told = " and ".join(f"{budget.kind}={cost:.3f}" for cost in nearest)
     return ValueError(
-        f"`budget` {budget.kind}={budget.fraction} is out of reach for these groups: the nearest within reach is "
-        f"{budget.kind}={nearest:.3f} of the dense model. Allow more groups (`include`, `exclude`, `min_keep`, "
-        "`multiple_of`), or a larger `tolerance`."
+        f"`budget` {budget.kind}={budget.fraction} is out of reach for these groups: the nearest within reach "
+        f"{'are' if len(nearest) > 1 else 'is'} {told} of the dense model. Allow more groups ({settings}), or a larger "
+        "`tolerance`."
     )
 
 

@@ -18,6 +18,7 @@ from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import Masks, Name
 from lightning_prune.graph import Block, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
+from lightning_prune.model.block_budget import CostWithout, check_depth_reach, cost_without, solve_depth
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.influence import Influence
 from lightning_prune.model.skipping import settle_blocks
@@ -36,7 +37,8 @@ class DepthPruner:
         trained: unused; blocks go as wholes.
 
     Raises:
-        ValueError: the model has no residual block or branch that can go, or a pattern matches none.
+        ValueError: the model has no residual block or branch that can go, a pattern matches none, or a budget is out of
+            reach.
     """
 
     def __init__(
@@ -65,11 +67,14 @@ class DepthPruner:
         self.plans: list[Plan] = []
         self.frozen: dict[str, str] = {}
         self.skipped: list[str] = []
+        self.num_solved = 0
         self.influence: dict[str, float] = {}
-        self.requested = 0.0
+        self.fraction = 0.0
         self.agree: Callable[[Any], Any] = lambda found: found
-        self.group_shapes = dict.fromkeys(self.blocks, (1,))
-        self.final_sparsity = recipe.final_sparsity(self.group_shapes)
+        self.cost: CostWithout | None = None
+        if recipe.budget is not None:
+            self.cost = cost_without(recipe.budget, self.couplings, self.blocks, call)
+            check_depth_reach(recipe.budget, self.cost, list(self.blocks), self._most)
         inside = tuple(f"{path}." for path in self.blocks)
         self.targets = {n: p for n, p in model.named_parameters() if n.startswith(inside)}
         self.shapes = {name: tuple(p.shape) for name, p in self.targets.items()}
@@ -86,22 +91,55 @@ class DepthPruner:
         """Return 1 and whether the block of a weight is kept."""
         return 1, int(not any(name.startswith(f"{path}.") for path in self.skipped))
 
+    @property
+    def final_sparsity(self) -> float:
+        """The fraction of blocks that goes in the end; with a budget it is known after the first update."""
+        if self.recipe.budget is None:
+            return self.recipe.final_sparsity(dict.fromkeys(self.blocks, (1,)))
+        return self.num_solved / self.num_groups
+
+    @property
+    def requested(self) -> float:
+        """The fraction of blocks that is to be gone by now."""
+        return self.fraction * self.final_sparsity
+
+    @property
+    def _most(self) -> int:
+        """How many blocks may go."""
+        return self.num_groups - max(floor_of(self.granularity.min_keep, self.num_groups), len(self.frozen))
+
     def update_(self, fraction: float) -> None:
         """Choose the blocks that go, for a fraction of the final sparsity in [0, 1]."""
         self.choose_(fraction)
 
     def choose_(self, fraction: float) -> None:
-        """Choose the blocks that go; nothing is masked."""
-        self.requested = fraction * self.final_sparsity
+        """Choose the blocks that go; nothing is masked.
+
+        Raises:
+            ValueError: a budget is out of reach in the order in which the blocks are ranked.
+        """
+        self.fraction = fraction
         self.influence = self.agree(self._measured())
+        if self.recipe.budget is not None and self.recipe.budget.kind == "latency":
+            settle_blocks(
+                self.couplings, lambda: self._blocks(self._lowest(self._most)), self.frozen.__setitem__
+            )
         self._rank()
+        self.skipped, self.num_solved, self.frozen = self.agree((self.skipped, self.num_solved, self.frozen))
 
     def _rank(self) -> None:
-        count = num_kept(self.num_groups, self.requested)
-        count = max(count, floor_of(self.granularity.min_keep, self.num_groups), len(self.frozen))
+        budget, cost = self.recipe.budget, self.cost
+        if budget is not None and cost is not None:
+            self.num_solved = solve_depth(budget, lambda num: cost(self._lowest(num)), self._most)
+        num = self.num_groups - num_kept(self.num_groups, self.requested)
+        self.skipped = self._lowest(min(num, self._most))
+
+    def _lowest(self, num: int) -> list[str]:
+        """Return the blocks of which there are so many that rank lowest, in the order of the model."""
         ranked = [math.inf if path in self.frozen else self.influence[path] for path in self.blocks]
-        mask = keep_top({"blocks": torch.tensor(ranked, dtype=torch.float64)}, count)["blocks"]
-        self.skipped = [path for path, is_kept in zip(self.blocks, mask.tolist(), strict=True) if not is_kept]
+        scores = {"blocks": torch.tensor(ranked, dtype=torch.float64)}
+        mask = keep_top(scores, self.num_groups - num)["blocks"]
+        return [path for path, is_kept in zip(self.blocks, mask.tolist(), strict=True) if not is_kept]
 
     def _measured(self) -> dict[str, float]:
         if not self.statistics.influence():
@@ -121,16 +159,21 @@ class DepthPruner:
         """Return the plan that leaves out the chosen blocks, proved equal to the model in which they add nothing.
 
         Blocks that cannot go are frozen, with the reason in `frozen`, and the choice is made anew among the others.
+
+        Raises:
+            ValueError: a budget is out of reach of those.
         """
         with working("comparing the smaller model with the masked one"):
-            found = settle_blocks(self.couplings, self._gone, self._freeze)
-        (self.skipped, error), self.frozen = self.agree((found, self.frozen))
-        how = {path: block.replacement for path, block in self._gone().items()}
+            found = settle_blocks(self.couplings, lambda: self._blocks(self.skipped), self._freeze)
+        (self.skipped, error), self.num_solved, self.frozen = self.agree(
+            (found, self.num_solved, self.frozen)
+        )
+        how = {path: block.replacement for path, block in self._blocks(self.skipped).items()}
         groups = {path: (1, int(path not in self.skipped)) for path in self.blocks}
         return Plan(slices={}, shapes=self.couplings.shapes, replaced=how, groups=groups, error=error)
 
-    def _gone(self) -> dict[str, Block]:
-        return {path: self.blocks[path] for path in self.skipped}
+    def _blocks(self, paths: Iterable[str]) -> dict[str, Block]:
+        return {path: self.blocks[path] for path in paths}
 
     def _freeze(self, path: str, reason: str) -> None:
         self.frozen[path] = reason
@@ -149,7 +192,8 @@ class DepthPruner:
     def state_dict(self) -> dict[str, Any]:
         """Return what was chosen and done, safe under `torch.load(weights_only=True)`."""
         return {
-            "requested": self.requested,
+            "fraction": self.fraction,
+            "num_solved": self.num_solved,
             "skipped": list(self.skipped),
             "influence": dict(self.influence),
             "frozen": dict(self.frozen),
@@ -158,7 +202,8 @@ class DepthPruner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.requested, self.skipped = float(state["requested"]), list(state["skipped"])
+        self.fraction, self.num_solved = float(state["fraction"]), int(state["num_solved"])
+        self.skipped = list(state["skipped"])
         self.influence, self.frozen = dict(state["influence"]), dict(state["frozen"])
         self.plans = list(from_data(state["plans"]))
 

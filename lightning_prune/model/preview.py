@@ -172,7 +172,10 @@ def _pruned(
 
 def _exactness(recipe: Recipe, pruner: AnyPruner, is_final: bool) -> list[str]:
     if isinstance(pruner, DepthPruner):
-        return ["Which blocks go, is judged by one batch; how many of them go is exact."]
+        how_many = (
+            "how much is left in all, the budget decides" if recipe.budget else "how many of them go is exact"
+        )
+        return [f"Which blocks go, is judged by one batch; {how_many}."]
     if is_final and recipe.criterion == Magnitude():
         return ["The figures are exact: the weights are those that will be pruned."]
     if isinstance(recipe.scope, BY_SHAPE):

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 
 from lightning_prune.core.budgets import Budget
-from lightning_prune.graph import Couplings
+from lightning_prune.graph import Couplings, Plan
 from lightning_prune.model.calls import Call, replaying, tensors_of
 from lightning_prune.model.copies import copied
 from lightning_prune.model.latency import latency_ratio
@@ -40,8 +40,17 @@ def cost_function(
         measured: latencies of before, and those of now.
     """
     if budget.kind == "latency":
-        known = Measured() if measured is None else measured
-        return _Latency(couplings, call, known, precision=budget.tolerance / 2)
+        known, groups = Measured() if measured is None else measured, couplings.groups
+
+        def plan(
+            counts: Counts,
+        ) -> Plan:  # which indices are kept makes no difference to the time: the first are
+            return couplings.plan(
+                {name: torch.arange(groups[name].size) < kept for name, kept in counts.items()}
+            )
+
+        sizes = {name: group.size for name, group in groups.items()}
+        return LatencyOf(couplings, call, known, precision=budget.tolerance / 2, sizes=sizes, plan=plan)
     return counted(budget.kind, couplings, spent)
 
 
@@ -59,16 +68,34 @@ def counted(kind: str, couplings: Couplings, spent: float = 1.0) -> CostOf:
     )
 
 
-class _Latency:
-    """Measures a smaller copy against the dense model, in turns; the same counts are measured once."""
+class LatencyOf:
+    """Measures a smaller copy against the dense model, in turns; the same counts are measured once.
 
-    def __init__(self, couplings: Couplings, call: Call, measured: Measured, *, precision: float) -> None:
+    Args:
+        couplings: of the dense model.
+        call: what is measured.
+        measured: what is known by now.
+        precision: of the ratio, relative to the dense model's time.
+        sizes: of the groups.
+        plan: counts -> what makes the copy small.
+    """
+
+    def __init__(
+        self,
+        couplings: Couplings,
+        call: Call,
+        measured: Measured,
+        *,
+        precision: float,
+        sizes: Counts,
+        plan: Callable[[Counts], Plan],
+    ) -> None:
         self.couplings, self.call, self.measured, self.precision = couplings, call, measured, precision
+        self.sizes, self.plan = sizes, plan
         self.place = _place(couplings, call)
 
     def __call__(self, counts: Counts) -> float:
-        groups = self.couplings.groups
-        if all(groups[name].size == kept for name, kept in counts.items()):
+        if all(self.sizes[name] == kept for name, kept in counts.items()):
             return 1.0
         if (known := self.measured.get(self.place, counts)) is not None:
             return known
@@ -76,11 +103,9 @@ class _Latency:
             return self.measured.note(self.place, counts, self._measured(counts))
 
     def _measured(self, counts: Counts) -> float:
-        """Measure; which indices are kept makes no difference to the time, so the first are."""
-        root, groups = self.couplings.run.root, self.couplings.groups
-        choice = {name: torch.arange(groups[name].size) < kept for name, kept in counts.items()}
+        root = self.couplings.run.root
         small_root = copied(root)
-        execute_(small_root, self.couplings.plan(choice))
+        execute_(small_root, self.plan(counts))
         small = replace(
             self.call, module=small_root.get_submodule(self.couplings.run.paths[self.call.module])
         )

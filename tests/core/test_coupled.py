@@ -57,10 +57,6 @@ def test_channels_come_in_multiples_where_there_are_many(size, step):
             lambda: Recipe(granularity=Weight(), budget=Budget(macs=0.5)),
             "`budget` is for granularities that make",
         ),
-        (
-            lambda: Recipe(granularity=Layer(), budget=Budget(macs=0.5)),
-            "`budget` is solved for channels and heads",
-        ),
         (lambda: Recipe(granularity=Channel()), "`sparsity` is the fraction removed"),
         (lambda: checked_shrink("end", Weight()), "`shrink` is for granularities of coupled groups"),
         (lambda: checked_shrink("ever", Channel()), "`shrink` is one of"),
