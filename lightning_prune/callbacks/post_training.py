@@ -59,7 +59,7 @@ class PostTrainingPruning(PruningCallback):
     Args:
         sparsity: fraction of the groups removed, in [0, 1); numbers by name pattern; None where the scope prescribes
             it.
-        criterion: how good each weight is.
+        criterion: how good each weight is; with `Layer`, the default stands for the influence of blocks.
         granularity: what goes as one piece.
         scope: who competes with whom.
         include: patterns or module types to prune; by default the linear, convolution and attention weights.

@@ -28,7 +28,7 @@ class Recipe:
     Args:
         sparsity: fraction of the groups removed in the end, in [0, 1); numbers by name pattern, short for
             `scope=Fixed(...)`; or None where the scope prescribes it (N:M, Fixed).
-        criterion: how good each weight is.
+        criterion: how good each weight is; with `Layer`, the default stands for the influence of blocks.
         granularity: what goes as one piece.
         scope: who competes with whom.
         include: patterns or module types to prune instead of the default (`select_targets`).
@@ -61,6 +61,8 @@ class Recipe:
                 )
             object.__setattr__(self, "scope", Fixed(self.sparsity))
             object.__setattr__(self, "sparsity", None)
+        if isinstance(self.granularity, Layer):
+            self._check_layer(self.granularity)
         self._check_sparsity()
 
     def _check_nouns(self) -> None:
@@ -75,6 +77,24 @@ class Recipe:
             )
         if not isinstance(self.budget, Budget | None):
             raise ValueError(f"`budget` is an object such as Budget(macs=0.5), but got {self.budget!r}.")
+
+    def _check_layer(self, granularity: Layer) -> None:
+        if self.scope != Global():
+            raise ValueError(
+                f"`scope` of blocks is Global(), one ranking of all, but got {self.scope} with {granularity}: leave it "
+                "out."
+            )
+        if self.by_influence and granularity.reduction != Layer().reduction:
+            raise ValueError(
+                f"`reduction` is of the scores of a `criterion`, but got {granularity.reduction!r} without any other "
+                "than the default, with which blocks are ranked by their influence: leave it out, or give one, such "
+                "as Magnitude(p=2)."
+            )
+
+    @property
+    def by_influence(self) -> bool:
+        """Whether whole blocks are ranked by how much they change their input, and not by scores of weights."""
+        return isinstance(self.granularity, Layer) and self.criterion == Magnitude()
 
     def _check_sparsity(self) -> None:
         if self.budget is not None:
@@ -112,6 +132,7 @@ class Recipe:
     def describe(self) -> dict[str, str]:
         """Return the nouns as text, for reports and to notice a change after a resume."""
         nouns = {name: as_text(getattr(self, name)) for name in self.__dataclass_fields__}
+        nouns |= {"criterion": "block influence"} if self.by_influence else {}
         return {name: text for name, text in nouns.items() if name != "budget" or self.budget is not None}
 
 

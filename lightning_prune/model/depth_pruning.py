@@ -1,4 +1,7 @@
-"""A model and a recipe for residual blocks or branches: those that change what they add to least are left out."""
+"""A model and a recipe for residual blocks or branches: those that change what they add to least are left out.
+
+Or those whose weights have the lowest scores, where the recipe has a criterion of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.core.allocation import floor_of, num_kept
-from lightning_prune.core.granularities import Layer
+from lightning_prune.core.criteria import required_statistics
+from lightning_prune.core.granularities import Layer, Weight
 from lightning_prune.core.patterns import check_match, listed, matches
 from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scoring import group_scores
 from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import Masks, Name
 from lightning_prune.graph import Block, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.block_budget import CostWithout, check_depth_reach, cost_without, solve_depth
+from lightning_prune.model.block_scores import score_blocks, scored_in
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.influence import Influence
 from lightning_prune.model.skipping import settle_blocks
+from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
+from lightning_prune.model.targets import output_dims
 from lightning_prune.report.progress import working
 
 
@@ -33,7 +41,7 @@ class DepthPruner:
         model: it is only read here; `shrink_` changes it.
         recipe: its granularity is `Layer`; `include` and `exclude` name blocks.
         call: an example call, which is traced; the blocks' influence is measured on it unless `statistics` has watched
-            other calls.
+            other calls. Other criteria than the default read `statistics` of the blocks' weights.
         trained: unused; blocks go as wholes.
 
     Raises:
@@ -62,13 +70,19 @@ class DepthPruner:
                 )
                 + "in the same shape."
             )
-        self.statistics = Influence(model, self.blocks, call.module)
+        self.scored = {} if recipe.by_influence else scored_in(model, self.blocks)
+        self.statistics = (
+            Influence(model, self.blocks, call.module)
+            if recipe.by_influence
+            else Statistics(model, self.scored, required_statistics(recipe.criterion))
+        )
         self.masks: Masks = {}
         self.plans: list[Plan] = []
         self.frozen: dict[str, str] = {}
         self.skipped: list[str] = []
         self.num_solved = 0
-        self.influence: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
+        """Of each block, higher is kept: its influence, or what its weights' scores come to."""
         self.fraction = 0.0
         self.agree: Callable[[Any], Any] = lambda found: found
         self.cost: CostWithout | None = None
@@ -119,7 +133,7 @@ class DepthPruner:
             ValueError: a budget is out of reach in the order in which the blocks are ranked.
         """
         self.fraction = fraction
-        self.influence = self.agree(self._measured())
+        self.scores = self.agree(self._measured())
         if self.recipe.budget is not None and self.recipe.budget.kind == "latency":
             settle_blocks(
                 self.couplings, lambda: self._blocks(self._lowest(self._most)), self.frozen.__setitem__
@@ -136,18 +150,28 @@ class DepthPruner:
 
     def _lowest(self, num: int) -> list[str]:
         """Return the blocks of which there are so many that rank lowest, in the order of the model."""
-        ranked = [math.inf if path in self.frozen else self.influence[path] for path in self.blocks]
-        scores = {"blocks": torch.tensor(ranked, dtype=torch.float64)}
-        mask = keep_top(scores, self.num_groups - num)["blocks"]
+        ranked = [math.inf if path in self.frozen else self.scores[path] for path in self.blocks]
+        found = {"blocks": torch.tensor(ranked, dtype=torch.float64)}
+        mask = keep_top(found, self.num_groups - num)["blocks"]
         return [path for path, is_kept in zip(self.blocks, mask.tolist(), strict=True) if not is_kept]
 
     def _measured(self) -> dict[str, float]:
+        found = self._influence() if isinstance(self.statistics, Influence) else self._reduced()
+        self.statistics.clear()
+        return found
+
+    def _influence(self) -> dict[str, float]:
+        assert isinstance(self.statistics, Influence)
         if not self.statistics.influence():
             with self.statistics.watch(), replaying(self.model, self.call) as again:
                 again()
-        found = dict(self.statistics.influence())
-        self.statistics.clear()
-        return found
+        return dict(self.statistics.influence())
+
+    def _reduced(self) -> dict[str, float]:
+        criterion, shapes = self.recipe.criterion, {name: tuple(p.shape) for name, p in self.scored.items()}
+        weights = group_scores(self.statistics.read(), shapes, criterion=criterion, granularity=Weight())
+        dims = output_dims(self.model) if getattr(criterion, "per_output", False) else None
+        return score_blocks(self.blocks, weights, self.granularity.reduction, dims)
 
     def apply_(self, among: Container[int] | None = None) -> None:
         """Do nothing: blocks are not masked, they go at once."""
@@ -195,7 +219,7 @@ class DepthPruner:
             "fraction": self.fraction,
             "num_solved": self.num_solved,
             "skipped": list(self.skipped),
-            "influence": dict(self.influence),
+            "scores": dict(self.scores),
             "frozen": dict(self.frozen),
             "plans": to_data(self.plans),
         }
@@ -204,7 +228,7 @@ class DepthPruner:
         """Restore what `state_dict` returned."""
         self.fraction, self.num_solved = float(state["fraction"]), int(state["num_solved"])
         self.skipped = list(state["skipped"])
-        self.influence, self.frozen = dict(state["influence"]), dict(state["frozen"])
+        self.scores, self.frozen = dict(state["scores"]), dict(state["frozen"])
         self.plans = list(from_data(state["plans"]))
 
 

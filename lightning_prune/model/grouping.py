@@ -73,7 +73,7 @@ def score_groups(
             members.setdefault(member.tensor, []).append((name, member))
     for tensor, found in scores.items():
         for name, member in members.get(tensor, ()):
-            along = found if dims is None else _one_of_each(found, member.dim)
+            along = found if dims is None else one_of_each(found, member.dim)
             _add_(total, count, name, member, along, granularity.reduction)
     if granularity.reduction == "mean":
         total = {name: t / count[name].clamp_min(1) for name, t in total.items()}
@@ -90,7 +90,7 @@ def _counts(member: Member, dims: Mapping[Name, Collection[int]] | None) -> bool
     return dims is None or member.dim in dims.get(member.tensor, ())
 
 
-def _one_of_each(scores: Tensor, dim: int) -> Tensor:
+def one_of_each(scores: Tensor, dim: int) -> Tensor:
     """Return one score for each index along a dim: that of its weights, which have the same one."""
     return scores.movedim(dim, 0).flatten(1).double().mean(1, keepdim=True).movedim(0, dim)
 

@@ -156,12 +156,12 @@ def _pruned(
     else:
         pruner = pruner_of(model, recipe, call, trained)
         statistics = pruner.statistics
-        needs_data = not isinstance(pruner, DepthPruner) and (statistics.activations or statistics.gradients)
-        if needs_data:
+        if not recipe.by_influence and (statistics.activations or statistics.gradients):
+            stand_in = Magnitude(p=2) if isinstance(pruner, DepthPruner) else Magnitude()
             notes.append(
-                f"Which weights go, is judged by Magnitude() here; the run judges by {recipe.criterion}."
+                f"Which weights go, is judged by {stand_in} here; the run judges by {recipe.criterion}."
             )
-            pruner = pruner_of(model, replace(recipe, criterion=Magnitude()), call, trained)
+            pruner = pruner_of(model, replace(recipe, criterion=stand_in), call, trained)
     if isinstance(pruner, Pruner) or not shrinks:
         pruner.update_(1.0)
         return pruner
@@ -175,7 +175,8 @@ def _exactness(recipe: Recipe, pruner: AnyPruner, is_final: bool) -> list[str]:
         how_many = (
             "how much is left in all, the budget decides" if recipe.budget else "how many of them go is exact"
         )
-        return [f"Which blocks go, is judged by one batch; {how_many}."]
+        judge = "one batch" if recipe.by_influence else "the weights as they are now"
+        return [f"Which blocks go, is judged by {judge}; {how_many}."]
     if is_final and recipe.criterion == Magnitude():
         return ["The figures are exact: the weights are those that will be pruned."]
     if isinstance(recipe.scope, BY_SHAPE):

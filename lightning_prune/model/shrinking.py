@@ -110,13 +110,13 @@ def shrink(
         sparsity: fraction of the groups removed, in [0, 1). It is no fraction of parameters: half of all channels
             leave about a quarter of them.
         budget: what the smaller model may cost, in place of a sparsity.
-        criterion: how good each weight is.
+        criterion: how good each weight is; with `Layer`, the default stands for the influence of blocks.
         granularity: what goes as one piece.
         scope: who competes with whom.
         include: patterns or module types whose outputs are pruned; by default those of all layers.
         exclude: patterns or module types whose outputs stay; their inputs follow the layers before.
-        batches: calibration data, for criteria by activations or gradients, and for `Layer`, which takes the example
-            without it.
+        batches: calibration data, for criteria by activations or gradients, and for the influence of blocks, which is
+            measured on the example without it.
         forward: (model, batch) -> anything, runs the model on one batch.
         loss: (model, batch) -> scalar, for criteria by gradients.
         optimizers: whose state is cut alike.
@@ -147,7 +147,7 @@ def shrink(
         raise ValueError("`batches` is calibration data, which batch norms need, but got none.")
     pruner = pruner_of(model, recipe, call_of(model, example))
     assert not isinstance(pruner, Pruner)
-    if batches is not None or not isinstance(granularity, Layer):  # blocks are judged by the example as well
+    if batches is not None or not recipe.by_influence:  # which is measured on the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
     pruner.choose_(1.0)
     with ExitStack() as undo:

@@ -21,7 +21,9 @@ from lightning_prune import (
     ReplaysRecord,
     Saliency,
     SparsityMonitor,
+    Taylor,
     TrainTimePruning,
+    Wanda,
     Window,
     load_pruned,
 )
@@ -281,7 +283,13 @@ class Residual(Toy):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [(Toy, {"granularity": ANY}), (Residual, {"granularity": Layer()})]
+    ("kind", "options"),
+    [
+        (Toy, {"granularity": ANY}),
+        (Residual, {"granularity": Layer()}),
+        (Residual, {"granularity": Layer(), "criterion": Wanda()}),
+        (Residual, {"granularity": Layer(), "criterion": Taylor(), "num_rounds": 2}),
+    ],
 )
 def test_run_prunes_a_checkpoint(kind, options, tmp_path):
     fit = trainer(ModelCheckpoint(tmp_path / "dense", filename="dense"), max_epochs=1)

@@ -143,6 +143,24 @@ def test_blocks_that_go_are_counted_as_they_will(tmp_path):
     assert gone and all(layer["macs_after"] == layer["num_bytes_after"] == 0 for layer in gone)
 
 
+def test_blocks_go_by_a_criterion_until_a_budget_is_met(tmp_path):
+    settings = (
+        "pruning=depth",
+        "model=resnet20",
+        "pruning.sparsity=null",
+        "pruning/budget=macs",
+        "pruning.budget.macs=0.7",
+    )
+    found = plan(tmp_path / "plan", *settings, "pruning.budget.tolerance=0.08", "pruning/criterion=wanda")
+    assert found["is_fine"] and found["cost_after"]["macs"] / found["cost_before"]["macs"] == pytest.approx(
+        0.7, abs=0.08
+    )
+    assert "Magnitude(p=2) here; the run judges by Wanda()" in found["notes"][0]
+    found = plan(tmp_path / "refused", *settings, "pruning.budget.tolerance=0.0001")
+    assert "`budget` macs=0.7 is out of reach" in found["troubles"][0]
+    assert "the nearest within reach are macs=0." in found["troubles"][0]
+
+
 def test_a_checkpoint_is_pruned_exactly_as_foretold(tmp_path):
     train(tmp_path / "dense", "pruning=none")
     settings = ("pruning=one_shot", "train=false", f"ckpt_path={tmp_path}/dense/checkpoints/last.ckpt")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_prune import Budget, Channel, Head, Layer, NofM, Weight
+from lightning_prune import Budget, Channel, Global, Head, Layer, Local, Magnitude, NofM, Weight
 from lightning_prune.core.recipe import Recipe, checked_shrink
 
 
@@ -37,6 +37,20 @@ def test_channels_come_in_multiples_where_there_are_many(size, step):
         (lambda: Channel(min_keep=1.0), "`min_keep` is"),
         (lambda: Head(min_keep=-1), "`min_keep` is"),
         (lambda: Layer(min_keep=-1), "`min_keep` is"),
+        (lambda: Layer(reduction="median"), "`reduction` is one of"),
+        (
+            lambda: Recipe(0.5, granularity=Layer(), scope=Local()),
+            "`scope` of blocks is Global.., .* but got Local",
+        ),
+        (
+            lambda: Recipe(0.5, granularity=Layer(), scope=Global(min_keep=2)),
+            "but got Global.min_keep=2. with Layer",
+        ),
+        (lambda: Recipe({"*": 0.5}, granularity=Layer()), "`scope` of blocks is Global.., .* but got Fixed"),
+        (
+            lambda: Recipe(0.5, granularity=Layer(reduction="sum")),
+            "`reduction` is of the scores of a `criterion`",
+        ),
         (lambda: Budget(), "`budget` is exactly one of .* but got none"),
         (lambda: Budget(params=0.5, macs=0.5), "`budget` is exactly one of"),
         (
@@ -78,3 +92,9 @@ def test_a_budget_says_what_it_limits():
     assert (Budget(latency=0.6).kind, Budget(latency=0.6).fraction) == ("latency", 0.6)
     assert str(Budget(macs=0.5)) == "Budget(macs=0.5)"
     assert str(Budget(params=0.5, tolerance=0.1)) == "Budget(params=0.5, tolerance=0.1)"
+
+
+def test_a_recipe_says_by_what_blocks_are_ranked():
+    assert Recipe(0.5, granularity=Layer()).describe()["criterion"] == "block influence"
+    assert Recipe(0.5, Magnitude(p=2), Layer(reduction="sum")).describe()["criterion"] == "Magnitude(p=2)"
+    assert Recipe(0.5, granularity=Channel()).describe()["criterion"] == str(Magnitude())

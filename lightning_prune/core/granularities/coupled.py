@@ -119,9 +119,13 @@ class Layer:
     """Whole residual blocks, or single branches of them: depth. Those go first that change what they add to least.
 
     Men et al. 2024, ShortGPT (arXiv:2403.03853), eq. 1: the block influence 1 - E[cos(x, f(x))] of block f on its input
-    x, measured on calibration data; so there is no `criterion`. The block is replaced by the identity. For a branch,
-    which is an attention or an MLP that is added to the residual stream s, it is 1 - E[cos(s, s + f(s))]; Siddiqui et
-    al. 2024 (arXiv:2407.16286) compare the two, and find that branches can go where whole blocks cannot.
+    x, measured on calibration data. The block is replaced by the identity. For a branch, which is an attention or an
+    MLP that is added to the residual stream s, it is 1 - E[cos(s, s + f(s))]; Siddiqui et al. 2024 (arXiv:2407.16286)
+    compare the two, and find that branches can go where whole blocks cannot.
+
+    That is with the default `criterion`, `Magnitude()`, for which reports say "block influence". Any other one ranks
+    them by the scores of the weights in their linear, convolution and attention layers, as Kim et al. 2024, Shortened
+    LLaMA (arXiv:2402.02834), do: by magnitude it is `Magnitude(p=2)`. All compete in one ranking, `Global()`.
 
     Cost: the model is traced as for `Channel`; one forward pass for each calibration batch, and one number per block.
 
@@ -130,21 +134,25 @@ class Layer:
     Args:
         unit: what goes as one piece, a "block" or a "branch".
         min_keep: how many are kept at least; a whole number, or a fraction of them below 1.
+        reduction: how the scores of a `criterion` become one, "mean", "sum" or "max"; with the mean, large blocks are
+            not favoured.
 
     Raises:
-        ValueError: an unknown unit; `min_keep` is negative, or a fraction of 1 or more.
+        ValueError: an unknown unit or reduction; `min_keep` is negative, or a fraction of 1 or more.
 
     Example:
         >>> Layer(min_keep=2)
-        Layer(unit='block', min_keep=2)
+        Layer(unit='block', min_keep=2, reduction='mean')
     """
 
     unit: str = "block"
     min_keep: int | float = 1
+    reduction: str = "mean"
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, UNITS)
         check_min_keep(self.min_keep)
+        check_choice("reduction", self.reduction, REDUCTIONS)
 
     def prunes(self, role: str) -> bool:
         """Whether groups of a role are pruned: those of the unit."""
