@@ -77,7 +77,7 @@ class InTraining(PruningCallback):
             The layer that is protected from now on.
         """
         assert isinstance(self.pruner, Pruner)
-        self._compact.release()
+        self._forget()
         name = self.pruner.roll_back_()
         self._note_update(0.0, step=self._ramp.num_steps, progress=self._ramp.progress)
         self._ramp.is_due = self._is_news = True
@@ -272,9 +272,14 @@ class InTraining(PruningCallback):
         return self._ramp.is_over or self._ramp.steps.every >= RESTFUL
 
     def _update_(self, fraction: float, **when: Any) -> None:
-        """Give optimizers their whole state back, and update the masks."""
-        self._compact.release()
+        """Update the masks; what optimizers remember of weights that come back is zero, as the weights are."""
+        self._forget()
         super()._update_(fraction, **when)
+
+    def _forget(self) -> None:
+        """Give optimizers their whole state back, and let them remember nothing of what is pruned."""
+        self._compact.release()
+        mask_state_(self._optimizers, self._pruner.targets, self._settled)
 
     def _count(self) -> None:
         """Count a step once a batch, whichever of several optimizers comes first."""
@@ -289,7 +294,7 @@ class InTraining(PruningCallback):
         self._stop_watching()
         self._before_update()
         self._update_(self._ramp.fraction, step=self._ramp.num_steps, progress=self._ramp.progress)
-        mask_state_(self._optimizers, self._pruner.targets, self._settled)
+        self._forget()
         self._ramp.is_due = False
         self._is_news = True
         self._after_update()

@@ -15,7 +15,7 @@ from lightning_prune.core.schedules import Constant, Cosine
 from lightning_prune.core.scopes.allocations import ERK
 from lightning_prune.core.types import Criterion, Schedule, Scope
 from lightning_prune.core.windows import Window
-from lightning_prune.model.optimizer import mask_state_, trained_ids
+from lightning_prune.model.optimizer import trained_ids
 from lightning_prune.model.regrowing import RegrowingPruner
 
 
@@ -114,11 +114,6 @@ class SparseTraining(InTraining):
 
     def _before_update(self) -> None:
         self._regrowing.progress = self._ramp.progress
-
-    def _after_update(self) -> None:
-        """Forget what the optimizers remember of weights that have come, as of those that have gone."""
-        mask_state_(self._optimizers, self._pruner.targets, self._regrowing.lasting)
-        self._regrowing.lasting = self._pruner.masks  # a byte a weight less until the next update
 
     @property
     def _regrowing(self) -> RegrowingPruner:

@@ -38,8 +38,6 @@ class RegrowingPruner(Pruner):
         self.num_updates = 0
         self.progress = 0.0
         """How much of the window lies behind at the next update, in [0, 1]."""
-        self.lasting = self.masks
-        """What was active before the last update and is so after it, until the callback has put it to use."""
 
     def update_(self, fraction: float) -> None:
         """Drop and grow, once what the schedule asks for is gone; the first call chooses where training starts.
@@ -59,9 +57,6 @@ class RegrowingPruner(Pruner):
         if self.guard is not None:
             self.guard.follow(self.masks)
             self.guard.note(before, self.masks, self.targets)
-        self.lasting = {
-            name: before[name] & mask if name in before else mask for name, mask in self.masks.items()
-        }
         self.requested = max(requested, self.requested)
         self.num_updates += 1
         self.statistics.clear()
@@ -110,4 +105,4 @@ class RegrowingPruner(Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, or leave all as it is."""
         super().load_state_dict(state)
-        self.num_updates, self.lasting = int(state["num_updates"]), self.masks
+        self.num_updates = int(state["num_updates"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_prune import (
+    Alternating,
     InitialPruning,
     Magnitude,
     SparseTraining,
@@ -26,6 +27,7 @@ def everywhere(monkeypatch):
 
 CALLBACKS = {
     "train-time": lambda **o: TrainTimePruning(0.8, window=Window(end=0.6, every=0.1), report=False, **o),
+    "alternating": lambda **o: TrainTimePruning(0.8, schedule=Alternating(num_phases=4), report=False, **o),
     "sparse": lambda **o: SparseTraining(0.7, window=Window(end=0.8, every=0.1), report=False, **o),
     "initial": lambda **o: InitialPruning(0.7, criterion=Magnitude(), report=False, **o),
     "rewinding": lambda **o: WeightRewinding(0.7, num_levels=2, report=False, **o),

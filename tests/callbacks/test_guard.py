@@ -18,6 +18,8 @@ from lightning_prune import (
     TrainTimePruning,
     Window,
 )
+from lightning_prune.callbacks import in_training
+from lightning_prune.model import reach
 from tests.callbacks.test_resume import DyingCheckpoint, assert_equal, everything, in_a_process_that_dies
 from tests.callbacks.toy import Toy, data, trainer
 
@@ -154,6 +156,21 @@ def test_what_was_removed_comes_back_bit_for_bit(kind):
     assert seen[0] == pytest.approx(0.7 * 288, abs=2)
     for name, parameter in Needy().named_parameters():
         assert torch.equal(seen[1][name], parameter)
+
+
+@BOTH
+def test_it_comes_back_alike_whether_optimizers_hold_all_or_the_survivors(kind, monkeypatch):
+    monkeypatch.setattr(reach, "ELEMENTWISE", dict.fromkeys(reach.ELEMENTWISE, reach.Reach(1.0, 1)))
+    monkeypatch.setattr(in_training, "RESTFUL", 1)
+
+    def run(compact):
+        guard = CollapseGuard(0.2, monitor="val/acc")
+        _, trained = fit(kind(scope=Local(), window=Window(every=0.2), compact=compact), guard)
+        return guard.protected, trained.state_dict()
+
+    with pytest.warns(UserWarning, match="are undone"):
+        (protected, ours), (_, whole) = run(True), run(False)
+    assert protected and all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
 @BOTH
