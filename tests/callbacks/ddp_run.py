@@ -19,7 +19,10 @@ from lightning_prune import (
     APoZ,
     Budget,
     Channel,
+    CollapseGuard,
+    Constant,
     LeastSquares,
+    Linear,
     Local,
     Movement,
     PerRow,
@@ -27,9 +30,12 @@ from lightning_prune import (
     Random,
     Saliency,
     SparseGPT,
+    SparseTraining,
     SparsityMonitor,
+    StraightThrough,
     TrainTimePruning,
     Wanda,
+    WeightRewinding,
     Window,
     WoodFisher,
 )
@@ -46,6 +52,11 @@ CASES = {
     "random": {"criterion": Random(seed=1)},
     "movement": {"criterion": Movement()},
     "wanda": {"criterion": Wanda(), "scope": PerRow(), "report": True},
+    "rigl": {"callback": SparseTraining},
+    "ste": {"masking": StraightThrough(), "schedule": Constant()},
+    "dpf": {"masking": StraightThrough()},
+    "rewinding": {"callback": WeightRewinding, "num_levels": 2},
+    "guard": {"schedule": Linear(), "scope": Local()},
 }
 COUPLED = {"granularity": Channel(multiple_of=1), "include": ["body"]}
 SMALLER = {
@@ -94,22 +105,33 @@ class Sharded(Toy):
         return ResumableLoader(pairs, batch_size=8, sampler=sampler, collate_fn=as_sliced)
 
 
+class Collapsing(Sharded):
+    """What the first process measures collapses with half of the head, and what the others measure never does."""
+
+    def validation_step(self, batch, batch_idx):
+        density = (self.head.weight != 0).float().mean()
+        self.log("val/acc", 0.1 if density < 0.5 and self.global_rank == 0 else 0.9)
+
+
 def run(case: str, folder: Path, ckpt_path: Path | None = None) -> None:
-    options = {"sparsity": 0.7, "window": Window(every=0.1), "report": False, **{**CASES, **SMALLER}[case]}
-    callback = TrainTimePruning(**options)
+    options = {"sparsity": 0.7, "report": False, **{**CASES, **SMALLER}[case]}
+    kind = options.pop("callback", TrainTimePruning)
+    callback = kind(**options, **({} if kind is WeightRewinding else {"window": Window(every=0.1)}))
+    guards = [CollapseGuard(0.2, monitor="val/acc")] if case == "guard" else []
     checkpoint = ModelCheckpoint(folder / case, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     first, world = First(callback), int(os.environ.get("WORLD_SIZE", "1"))
     fit = trainer(
         callback,
         checkpoint,
         first,
+        *guards,
         max_epochs=2,
         strategy="auto" if world == 1 else "ddp" if world == 2 else "ddp_find_unused_parameters_true",
         devices=world,
         use_distributed_sampler=False,
         default_root_dir=folder / case,
     )
-    module = Sharded()
+    module = Collapsing() if guards else Sharded()
     torch.manual_seed(fit.global_rank)  # dropout differs between the ranks
     fit.fit(module, val_dataloaders=data(), ckpt_path=ckpt_path)
     save(fit, module, callback, folder / f"{case}-{'resumed' if ckpt_path else 'whole'}", first.masks)

@@ -23,6 +23,7 @@ from lightning_prune import (
     GeometricMedian,
     Global,
     Local,
+    MeanGradient,
     Movement,
     NofM,
     PerRow,
@@ -65,6 +66,7 @@ PUT_TOGETHER = {
 OTHERS = {
     "ste": {"masking": StraightThrough()},
     "rigl": {"callback": SparseTraining},
+    "rigl-mean": {"callback": SparseTraining, "grow": MeanGradient()},
 }
 EARLY = {"early": BY_ROWS["wanda"]}
 CASES = {**BY_ROWS, **PUT_TOGETHER, **OTHERS}

@@ -42,6 +42,15 @@ def test_ranks_agree(folder, case):
     assert 1 - kept / sum(m.numel() for m in first["masks"].values()) == pytest.approx(0.7, abs=0.05)
 
 
+def test_a_guard_goes_by_what_the_first_process_measures(folder):
+    """The second measures no collapse; masks are the same all the same, and the head has kept its half."""
+    for rank in (0, 1):
+        found = state(folder, "guard", rank)
+        assert found["masks"]["head.weight"].float().mean() >= 0.5
+        achieved = [update["achieved"] for update in found["updates"]]
+        assert achieved != sorted(achieved)  # some were undone
+
+
 def test_one_report_is_written_and_all_ranks_have_it(folder):
     text = (folder / "wanda" / "report.json").read_text()
     assert load(folder / "wanda" / "report.json").updates[-1].step == 6
