@@ -85,7 +85,8 @@ class TopKAST:
     Jayakumar et al. 2020 (arXiv:2106.03517), section 2: the network reads the top-k weights, A, and the gradient goes
     to a larger set B, here A and the largest of the others, as many as `wider` of all weights. What only learns
     decays by `decay` / density of A, as in the paper's exploration loss, so that it comes in where it is worth more
-    than what is there; active weights have the optimizer's own weight decay. The gradient of the rest is zero.
+    than what is there; active weights have the optimizer's own weight decay. The gradient of the rest is zero: plain
+    gradient descent leaves it as it is, while momentum and the optimizer's weight decay go on.
 
     Cost: as for `StraightThrough`, and a selection among the weights of each layer in each step.
 

@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch.func import functional_call
@@ -20,6 +21,7 @@ from lightning_prune import (
 )
 from tests.callbacks.toy import GAN, NUM_BATCHES, Toy, Witness, data, pruned_weights, trainer
 from tests.core.test_masking import PublishedStraightThrough
+from tests.hydra_runs import composed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 LAST = 4 * NUM_BATCHES
@@ -49,6 +51,26 @@ class Learned(torch.autograd.Function):
         return grad_output * mask, grad_output * weight, None
 
 
+class Explored(torch.autograd.Function):
+    """Jayakumar et al. 2020: forward the largest weights, A; dL/dw to these and a quarter of the layer more, B.
+
+    The exploration loss is half the squares of B without A over the density of A.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, mask, decay):
+        others = weight.abs()[~mask].sort(descending=True).values
+        learning = ~mask & (weight.abs() >= others[round(0.25 * mask.numel()) - 1])
+        ctx.save_for_backward(weight, mask, learning)
+        ctx.rate = decay * mask.numel() / int(mask.sum())
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        weight, mask, learning = ctx.saved_tensors
+        return grad_output * (mask | learning) + ctx.rate * weight * learning, None, None
+
+
 def top(scores, sparsity):
     """Masks of the highest of all scores."""
     flat = torch.cat([s.flatten() for s in scores.values()])
@@ -59,6 +81,11 @@ def top(scores, sparsity):
     return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
 
 
+def largest_of_each(weights):
+    """ERK where it comes out even: as many of each layer as it has inputs and outputs, 60 of 288."""
+    return {name: top({name: w.abs()}, 1 - sum(w.shape) / w.numel())[name] for name, w in weights.items()}
+
+
 def two_of_four(scores):
     def one(s):
         best = s.view(-1, 4).argsort(dim=1, descending=True, stable=True)[:, :2]
@@ -67,12 +94,12 @@ def two_of_four(scores):
     return {name: one(s) for name, s in scores.items()}
 
 
-def by_hand(choose, read, start=0):
-    """Train without a callback: masks are chosen at each step up to END, and the network reads what `read` makes.
+def by_hand(choose, read, start=0, every=1, **options):
+    """Train without a callback: masks are chosen again and again up to END, and the network reads what `read` makes.
 
     choose: (weights, scores, progress) -> masks; read: (weight, scores, mask) -> what the network reads.
     """
-    module = Plain()
+    module = Plain(**options)
     weights = dict(module.named_parameters())
     names = [n for n, p in weights.items() if p.dim() == 2]
     scores = {n: torch.zeros_like(weights[n], requires_grad=True) for n in names}
@@ -90,12 +117,13 @@ def by_hand(choose, read, start=0):
         loss.backward()
         optimizer.step(), learner.step()
         with torch.no_grad():
-            if start <= step <= END:
+            if start <= step <= END and ((step - start) % every == 0 or step == END):
                 masks = choose({n: weights[n] for n in names}, scores, (step - start) / (END - start))
             if step >= END:  # settled: what is pruned is gone, for the optimizer too
                 for n in names:
                     weights[n] *= masks[n]
-                    optimizer.state[weights[n]]["momentum_buffer"] *= masks[n]
+                    if state := optimizer.state[weights[n]]:
+                        state["momentum_buffer"] *= masks[n]
     return masks, {n: p.detach() for n, p in weights.items()}
 
 
@@ -140,6 +168,24 @@ def test_sr_ste_is_the_loop_written_out():
     expected = by_hand(
         lambda weights, scores, progress: two_of_four({n: w.abs() for n, w in weights.items()}),
         lambda weight, scores, mask: PublishedStraightThrough.apply(weight, mask, 0.05),
+    )
+    assert_alike(callback, module, expected)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0, "weight_decay": 0.0}], ids=["momentum", "plain"])
+def test_top_kast_is_the_loop_written_out(every, options):
+    """With plain gradient descent what lies outside of B rests, as published."""
+    recipe = ("pruning=top_kast", "pruning.masking.wider=0.25", "pruning.masking.decay=0.05")
+    window = (f"pruning.window.end={END / LAST}", f"pruning.window.every={every / LAST}")
+    settings = composed(*recipe, *window, f"pruning.sparsity={1 - 60 / 288}").callbacks.pruning
+    callback, module = instantiate(settings, report=False), Plain(**options)
+    fit(callback, module)
+    expected = by_hand(
+        lambda weights, scores, progress: largest_of_each(weights),
+        lambda weight, scores, mask: Explored.apply(weight, mask, 0.05),
+        every=every,
+        **options,
     )
     assert_alike(callback, module, expected)
 
