@@ -58,7 +58,11 @@ class SparsityMonitor(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the model before anything is pruned; what a call of it costs is added with the first batch."""
         if self._call is not None and all(m is not self._call.module for m in pl_module.modules()):
-            self._cost_before, self._call, self._catcher = None, None, None  # of a module that was trained before
+            self._cost_before, self._call, self._catcher = (
+                None,
+                None,
+                None,
+            )  # of a module that was trained before
             self._evaluations = []
         self._cost_before = self._cost_before or measure(pl_module, latency=False)
 
