@@ -6,7 +6,6 @@ import copy
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -84,6 +83,8 @@ def trial_in_steps(seed: int) -> dict[str, Any]:
     draw = Random(seed + 10**9)
     example = random_network(seed)
     settings = {name: draw_one(draw) for name, draw_one in (("granularity", granularity), ("scope", scope))}
+    if isinstance(settings["granularity"], Layer):
+        settings["granularity"] = Channel(multiple_of=1)
     goal: dict[str, Any] = {"sparsity": draw.uniform(0.3, 0.9)}
     if coin(draw, 0.3):
         goal = {"budget": Budget(params=draw.uniform(0.3, 0.9), tolerance=0.1)}
@@ -91,8 +92,6 @@ def trial_in_steps(seed: int) -> dict[str, Any]:
     num_cut = 0
     try:
         recipe = Recipe(**goal, **settings)
-        if isinstance(recipe.granularity, Layer):
-            recipe = replace(recipe, granularity=Channel(multiple_of=1))
         pruner = GroupPruner(example.model, recipe, Call(example.model, example.args, {}))
         for fraction in (0.3, 0.7, 1.0):
             pruner.update_(fraction)

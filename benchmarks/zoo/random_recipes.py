@@ -40,7 +40,9 @@ from lightning_prune import (
 def recipe(draw: Random, example: Example) -> dict[str, Any]:
     """Draw the arguments of `shrink`; not all of them fit all networks."""
     found: dict[str, Any] = {"granularity": granularity(draw), "scope": scope(draw), "criterion": Magnitude()}
-    if coin(draw, 0.3) and not isinstance(found["granularity"], Layer):
+    if isinstance(found["granularity"], Layer) and coin(draw, 0.9):
+        found["scope"] = Global()
+    if coin(draw, 0.3):
         kind = draw.choice(["params", "macs", "num_bytes"])
         found["budget"] = Budget(**{kind: draw.uniform(0.15, 0.95)}, tolerance=draw.choice([0.02, 0.1, 0.3]))
     elif not isinstance(found["scope"], (NofM, Fixed)):

@@ -135,11 +135,12 @@ class DepthPruner:
         self.fraction = fraction
         self.scores = self.agree(self._measured())
         if self.recipe.budget is not None and self.recipe.budget.kind == "latency":
-            settle_blocks(
-                self.couplings, lambda: self._blocks(self._lowest(self._most)), self.frozen.__setitem__
-            )
+            settle_blocks(self.couplings, self.call, self._all_that_may_go, self.frozen.__setitem__)
         self._rank()
         self.skipped, self.num_solved, self.frozen = self.agree((self.skipped, self.num_solved, self.frozen))
+
+    def _all_that_may_go(self) -> dict[str, Block]:
+        return self._blocks(self._lowest(self._most))
 
     def _rank(self) -> None:
         budget, cost = self.recipe.budget, self.cost
@@ -188,7 +189,7 @@ class DepthPruner:
             ValueError: a budget is out of reach of those.
         """
         with working("comparing the smaller model with the masked one"):
-            found = settle_blocks(self.couplings, lambda: self._blocks(self.skipped), self._freeze)
+            found = settle_blocks(self.couplings, self.call, lambda: self._blocks(self.skipped), self._freeze)
         (self.skipped, error), self.num_solved, self.frozen = self.agree(
             (found, self.num_solved, self.frozen)
         )

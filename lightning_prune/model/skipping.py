@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightning_prune.graph import Block, Couplings
 from lightning_prune.graph.depth import LINEAR, SAME
 from lightning_prune.graph.run import plain_name
+from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.equivalence import (
     OWN_TOLERANCE,
     TOLERANCE,
@@ -37,12 +38,13 @@ Blocks = Mapping[str, Block]
 
 
 def settle_blocks(
-    couplings: Couplings, choose: Callable[[], Blocks], freeze: Callable[[str, str], None]
+    couplings: Couplings, call: Call, choose: Callable[[], Blocks], freeze: Callable[[str, str], None]
 ) -> tuple[list[str], float]:
     """Return which blocks go, and the error of the model without them, which is proved to be none.
 
     Args:
         couplings: of the dense model.
+        call: the example call, which also runs without the blocks as it is, by the kernels that it will run by.
         choose: returns the blocks that are to go, by path; without those that were frozen.
         freeze: called with the path of a block that cannot go, and the reason.
 
@@ -50,19 +52,19 @@ def settle_blocks(
         Paths, and the largest relative difference, in [0, tolerance]; it is 0.0 where no block goes.
     """
     while blocks := choose():
-        error, reason = _compared(couplings, blocks)
+        error, reason = _compared(couplings, call, blocks)
         if reason is None:
             return list(blocks), error
-        freeze(*_first_in_the_way(couplings, blocks))
+        freeze(*_first_in_the_way(couplings, call, blocks))
     return [], 0.0
 
 
-def _first_in_the_way(couplings: Couplings, blocks: Blocks) -> tuple[str, str]:
+def _first_in_the_way(couplings: Couplings, call: Call, blocks: Blocks) -> tuple[str, str]:
     """Return the first of some blocks with which the models differ, and the reason."""
     paths = list(blocks)
 
     def why(some: Sequence[str]) -> str | None:
-        return _compared(couplings, {path: blocks[path] for path in some})[1]
+        return _compared(couplings, call, {path: blocks[path] for path in some})[1]
 
     num = num_until(paths, lambda some: why(some) is None)
     reason = why(paths[:num])
@@ -70,9 +72,12 @@ def _first_in_the_way(couplings: Couplings, blocks: Blocks) -> tuple[str, str]:
     return paths[num - 1], reason
 
 
-def _compared(couplings: Couplings, blocks: Blocks) -> tuple[float, str | None]:
+def _compared(couplings: Couplings, call: Call, blocks: Blocks) -> tuple[float, str | None]:
     """Return the error of the model without some blocks, and why the last of them cannot go, or None."""
+    root = couplings.run.root
     try:
+        with replaying(root, call) as again, _without(root, blocks):
+            again()
         error, wide = compared(partial(_difference, couplings, blocks), couplings)
     except VacuousProofWarning:
         raise

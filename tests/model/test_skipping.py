@@ -10,6 +10,7 @@ from lightning_prune import Layer, shrink
 from lightning_prune.examples.networks import GPT, ResNet20
 from lightning_prune.graph import trace
 from lightning_prune.model import skipping
+from lightning_prune.model.calls import call_of
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.skip import Skip
 from lightning_prune.model.skipping import settle_blocks
@@ -116,7 +117,10 @@ def test_it_is_frozen_with_a_reason_and_nothing_is_touched(first, path):
     )
     frozen, couplings = {}, trace(model, (X,))
     found = settle_blocks(
-        couplings, lambda: {} if frozen else {path: couplings.blocks[path]}, frozen.__setitem__
+        couplings,
+        call_of(model, X),
+        lambda: {} if frozen else {path: couplings.blocks[path]},
+        frozen.__setitem__,
     )
     assert found == ([], 0.0)
     assert frozen[path].startswith("the model without it would differ by ") and "e" in frozen[path]
@@ -185,6 +189,22 @@ def test_a_skip_that_does_something_else_would_not_pass(monkeypatch):
         plan = shrink(model, X, 0.5, granularity=Layer())
     assert plan.is_empty and not plans_of(model)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_the_model_reads_of_a_branch_on_its_fast_path_keeps_it():
+    """The attention's `batch_first`, which torch's encoder layer reads only where it may run its fused kernel."""
+    torch.manual_seed(0)
+    layers = [
+        nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)
+    ]
+    model = nn.Sequential(nn.Linear(4, 4), *layers).eval()
+    x = X.view(1, 5, 4)
+    assert "1.self_attn" in trace(model, (x,)).branches
+    with pytest.warns(UserWarning, match="Nothing was removed"):
+        plan = shrink(model, x, 0.5, granularity=Layer(unit="branch"))
+    assert plan.is_empty
+    with torch.no_grad():
+        model(x)
 
 
 def test_what_a_block_returns_besides_goes_with_it():
