@@ -21,6 +21,7 @@ from lightning_prune.callbacks.structure import example_call, follow_record_, re
 from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
+from lightning_prune.graph import Plan
 from lightning_prune.model.copies import copied
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.prices import Measured
@@ -45,8 +46,12 @@ class PruningCallback(L.Callback):
     kind: ClassVar[str]
     can_shard: ClassVar[bool] = False
     """Whether weights may be spread over processes, as DTensors."""
-    holds_masks: ClassVar[bool] = False
+    holds_masks: bool = False
     """Whether masks hold while a model trains."""
+    shrinks: bool = False
+    """Whether the model becomes smaller between two steps."""
+    turn: int = 1
+    """Whose turn is first: 0 makes the model smaller before training, 2 after it, and 3 prunes what is left then."""
 
     def __init__(self, recipe: Recipe, *, report: bool) -> None:
         self.recipe, self.report = recipe, check_flag("report", report)
@@ -103,6 +108,7 @@ class PruningCallback(L.Callback):
     def _arrange(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Add what goes with pruning, and order the callbacks: those that average, pruning, the monitor, checkpoints.
 
+        Who makes the model smaller before training, prunes first; who does so after it, after those that hold masks.
         Lightning walks the list at this moment, so a new one takes its place.
         """
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -111,10 +117,10 @@ class PruningCallback(L.Callback):
             if not any(isinstance(callback, kind) for callback in callbacks):
                 callbacks = [*callbacks, added := kind()]
                 added.setup(trainer, pl_module, stage)
-        late = (PruningCallback, SparsityMonitor, Checkpoint)
-        others = [cb for cb in callbacks if not isinstance(cb, late)]
-        ordered = others + [cb for kind in late for cb in callbacks if isinstance(cb, kind)]
-        trainer.callbacks = ordered  # type: ignore[attr-defined]
+        pruning = sorted((cb for cb in callbacks if isinstance(cb, PruningCallback)), key=lambda cb: cb.turn)
+        late = [cb for kind in (SparsityMonitor, Checkpoint) for cb in callbacks if isinstance(cb, kind)]
+        others = [cb for cb in callbacks if cb not in (*pruning, *late)]
+        trainer.callbacks = [*others, *pruning, *late]  # type: ignore[attr-defined]
 
     def _update_(self, fraction: float, **when: Any) -> None:
         """Let the pruner compute and apply new masks, and write down what came of it."""
@@ -158,7 +164,10 @@ class PruningCallback(L.Callback):
         self._keep_dense(trainer, self.pruner.call.module)
         known = dict(self.pruner.frozen)
         with showing():
-            self.pruner.shrink_(optimizers, copies)
+            plan = self.pruner.shrink_(optimizers, copies)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, PruningCallback) and other is not self and not plan.is_empty:
+                other._follow_(trainer, module, plan)
         rewrap_(trainer, module)
         if self.updates:
             self.updates[-1]["achieved"] = self.pruner.sparsity
@@ -175,6 +184,11 @@ class PruningCallback(L.Callback):
                 self._warn(
                     f"The report compares no latency with the dense model, which cannot be copied: {error!r:.200}."
                 )
+
+    def _follow_(self, trainer: L.Trainer, module: L.LightningModule, plan: Plan) -> None:
+        """Go on with a model that another callback has made smaller."""
+        if self.pruner is not None and self.pruner.model is module:
+            self.pruner.follow_(plan)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

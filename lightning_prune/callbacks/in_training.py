@@ -19,6 +19,7 @@ from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Masks, Prescribes, Schedule
 from lightning_prune.core.windows import Window
+from lightning_prune.graph import Plan
 from lightning_prune.model.compact import CompactOptimizers
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
@@ -118,6 +119,15 @@ class InTraining(PruningCallback):
             self._compact = CompactOptimizers(self._optimizers)
             self._hooks.callback(self._compact.close)
 
+    def _follow_(self, trainer: L.Trainer, module: L.LightningModule, plan: Plan) -> None:
+        """Go on with the smaller model; weights that are not masked yet are found and checked anew in it."""
+        is_new = isinstance(self.pruner, Pruner) and not self.pruner.masks
+        if is_new and trainer.training and self._pruner.targets.keys() & plan.slices.keys():
+            self.pruner = self._new_pruner(trainer, module)
+        else:
+            super()._follow_(trainer, module, plan)
+        self._stop_watching()
+
     def _go_on(self) -> None:
         if self._before is not None:
             with restoring(self):
@@ -159,7 +169,8 @@ class InTraining(PruningCallback):
         self._is_counted, self._is_in_batch = False, True
         if self.pruner is None:
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
-            check_alone(self, trainer)
+            if self.holds_masks:
+                check_alone(self, trainer)
             self._go_on()
             if isinstance(self.pruner, GroupPruner) and not self.updates:
                 self.pruner.check_latency()

@@ -12,6 +12,7 @@ import lightning as L
 from lightning_prune.callbacks.evaluation import loss_of, silenced, step_of, training_batches
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.interruption import going_on
+from lightning_prune.callbacks.ownership import check_alone
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_count, check_path
@@ -103,6 +104,7 @@ class InitialPruning(InTraining):
         super().__init__(recipe, schedule=Constant(), window=Window(end=0.0), report=report, compact=compact)
         check_can_calibrate(criterion)
         self.shrink = checked_shrink(shrink, granularity, choices=("end", "never"))
+        self.holds_masks, self.turn = self.shrink != "end", int(self.shrink != "end")
         self.num_calibration_batches = check_count(
             "num_calibration_batches", num_calibration_batches, minimum=1
         )
@@ -144,6 +146,7 @@ class InitialPruning(InTraining):
             batches = training_batches(trainer, self.num_calibration_batches)
             if self.pruner is None:
                 self.pruner = self._coupled(trainer, module, batches[0], trained_ids(trainer.optimizers))
+                check_alone(self, trainer)
             with going_on(trainer, self.pruner, self.describe(), batches, self.unfinished) as unfinished:
                 self._choose_(module, batches, unfinished)
                 if self.shrink == "end":

@@ -2,33 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import lightning as L
 from torch import nn
 
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.core.granularities import Layer
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.types import Name
+from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shrinking import AnyPruner
+
+AFTERWARDS = "fit with {0} alone, and call PostTrainingPruning.run(trainer, model) afterwards"
+APART = "tell them apart by `include` and `exclude`"
 
 
-def check_alone(callback: PruningCallback, trainer: L.Trainer) -> None:
-    """Refuse weights that another callback of the kind holds masks of, too: each would undo what the other does.
+def check_alone(callback: PruningCallback, trainer: L.Trainer, pruner: AnyPruner | None = None) -> None:
+    """Refuse weights that another callback holds masks of, if these would be undone, or cut to another sparsity.
+
+    Args:
+        callback: that prunes.
+        trainer: of all callbacks.
+        pruner: of what the callback prunes; by default its own.
 
     Raises:
         ValueError: there are such weights.
     """
-    assert callback.pruner is not None
-    ours = {id(parameter): name for name, parameter in callback.pruner.targets.items()}
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if other is callback or not isinstance(other, PruningCallback) or not other.holds_masks:
+    pruner = pruner or callback.pruner
+    assert pruner is not None
+    ours = {id(parameter): name for name, parameter in pruner.targets.items()}
+    for other in partners(callback, trainer):
+        if other.pruner is None or (advice := _advice(callback, other)) is None:
             continue
-        shared = [ours[id(p)] for p in other.pruner.targets.values() if id(p) in ours] if other.pruner else []
-        if shared:
+        if shared := [ours[id(p)] for p in other.pruner.targets.values() if id(p) in ours]:
             raise ValueError(
-                f"`callbacks` prune weights of their own each, but got {type(other).__name__} and "
-                f"{type(callback).__name__} for {listed(shared)}: tell them apart by `include` and `exclude`."
+                f"`callbacks` prune weights of their own each, but got {_shown(other)} and {_shown(callback)} for "
+                f"{listed(shared)}: {advice}."
             )
+
+
+def check_same_size(callback: PruningCallback, trainer: L.Trainer, why: str) -> None:
+    """Refuse a model that becomes smaller in training where a callback loads weights of before.
+
+    Args:
+        callback: that loads them.
+        trainer: of all callbacks.
+        why: what it does.
+
+    Raises:
+        ValueError: another callback makes the model smaller.
+    """
+    for other in partners(callback, trainer):
+        if other.shrinks:
+            raise ValueError(
+                f"`callbacks` has {_shown(callback)}, which {why}, but got {_shown(other)}, which makes the model "
+                "smaller meanwhile: set its shrink='never', or use one after the other in two fits."
+            )
+
+
+def partners(callback: PruningCallback, trainer: L.Trainer) -> Iterator[PruningCallback]:
+    """Yield the other callbacks that prune."""
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(other, PruningCallback) and other is not callback:
+            yield other
+
+
+def mask_all_(callback: PruningCallback, trainer: L.Trainer) -> None:
+    """Mask what other callbacks hold masks of, once a callback has loaded weights."""
+    for other in partners(callback, trainer):
+        if other.holds_masks and other.pruner is not None:
+            other.pruner.apply_()
+
+
+def _advice(callback: PruningCallback, other: PruningCallback) -> str | None:
+    """Say what to do where the same weights cannot be pruned by both; None where they can."""
+    if callback.holds_masks and other.holds_masks:
+        return APART
+    has_masks = other.holds_masks and not other.shrinks
+    if callback.turn == 2 and has_masks:  # the model becomes smaller after training
+        is_whole = isinstance(callback.recipe.granularity, Layer)
+        return (
+            AFTERWARDS.format(type(other).__name__) if is_whole or isinstance(other.pruner, Pruner) else None
+        )
+    if callback.turn == 0 and has_masks and isinstance(other.pruner, Pruner) and other.pruner.masks:
+        return "masks that a checkpoint holds are of the larger model; go on with the callbacks that wrote it"
+    return None
+
+
+def _shown(callback: PruningCallback) -> str:
+    return f"{type(callback).__name__}(granularity={callback.recipe.granularity})"
 
 
 def check_there(module: nn.Module, targets: Mapping[Name, nn.Parameter]) -> None:

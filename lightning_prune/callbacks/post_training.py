@@ -21,6 +21,7 @@ from lightning_prune.callbacks.evaluation import (
     validate_within_fit,
 )
 from lightning_prune.callbacks.interruption import folder_of, going_on
+from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
 from lightning_prune.callbacks.structure import follow_record_
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count, check_path
@@ -124,10 +125,21 @@ class PostTrainingPruning(PruningCallback):
         self.blocks = blocks
         self.unfinished = None if unfinished is None else check_path("unfinished", unfinished)
         self._is_tried = False
+        self.turn = 2 if isinstance(granularity, Couples) else 3
 
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         return super().describe() | ({"solver": as_text(self.solver)} if self.solver is not None else {})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what would lose sparsity, or a best checkpoint that may be of a larger model.
+
+        Raises:
+            ValueError: a strategy under which masks would be lost, or a callback that makes the model smaller.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.checkpoint == "best":
+            check_same_size(self, trainer, "loads the best checkpoint")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check before training what would only fail after it.
@@ -158,7 +170,7 @@ class PostTrainingPruning(PruningCallback):
             ValueError: the recipe does not fit the model.
         """
         if isinstance(self.recipe.granularity, Couples) and not self._is_tried:
-            self._coupled(trainer, pl_module, batch)
+            check_alone(self, trainer, self._coupled(trainer, pl_module, batch))
         self._is_tried = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -170,6 +182,7 @@ class PostTrainingPruning(PruningCallback):
                 )
             best = read_checkpoint(callback.best_model_path, pl_module.device)
             pl_module.load_state_dict(best["state_dict"])
+            mask_all_(self, trainer)
         self.metrics_before = validate_within_fit(trainer)
         self._prune_(trainer, pl_module, trainer.train_dataloader)
         self.metrics_after = validate_within_fit(trainer)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.callbacks.in_training import InTraining
+from lightning_prune.callbacks.ownership import check_same_size, mask_all_
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.ramp import Ramp
@@ -104,6 +105,16 @@ class WeightRewinding(InTraining):
         nouns = {n: text for n, text in super().describe().items() if n not in ("schedule", "window")}
         return nouns | self.chosen.describe()
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what would lose sparsity, or a model whose weights of before would not fit it any more.
+
+        Raises:
+            ValueError: a strategy under which masks would be lost, or a callback that makes the model smaller.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.chosen.rewind == "weights":
+            check_same_size(self, trainer, "goes back to the weights of before")
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the fit as long as all levels together, and go on from what was loaded.
 
@@ -166,6 +177,7 @@ class WeightRewinding(InTraining):
         is_back = self.chosen.rewind == "weights"
         rewind_(self.snapshot, pl_module, trainer.optimizers, schedulers, weights=is_back)
         self._pruner.apply_()
+        mask_all_(self, trainer)
         mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
 
     def _prune_(self) -> None:

@@ -111,6 +111,7 @@ class TrainTimePruning(SoftMasking):
         check_can_train(criterion)
         self.shrink = checked_shrink(shrink, granularity)
         self.regularizer = checked_regularizer(regularizer, granularity)
+        self.shrinks = self.shrink in ("end", "update")
         self._peak_lr, self._is_to_shrink = 0.0, False
 
     @property
@@ -136,8 +137,8 @@ class TrainTimePruning(SoftMasking):
             ValueError: a strategy that shards the weights, or whose processes could not follow.
         """
         super().setup(trainer, pl_module, stage)
-        if self.shrink in ("end", "update") and stage == "fit":
-            check_can_shrink(trainer, self.shrink)
+        if self.shrinks and stage == "fit":
+            check_can_shrink(trainer, str(self.shrink))
 
     def _go_on(self) -> None:
         """Go on from the learning rate that was seen, too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +94,18 @@ class Couplings:
         """Return role and places of what is still a group when groups keep `counts` indices, frozen or not."""
         groups = self._found.items()
         return {name: (g.role, g.places) for name, g in groups if counts.get(name, g.size) > 1}
+
+    def kept_of(self, slices: Mapping[str, Mapping[int, Sequence[int]]]) -> dict[str, Tensor]:
+        """Return which indices of each group, frozen or not, tensors still have that were cut: bool (size,)."""
+        found = {}
+        for name, group in self._found.items():
+            found[name] = torch.ones(group.size, dtype=torch.bool)
+            for member in group.members:
+                if (kept := slices.get(member.tensor, {}).get(member.dim)) is not None:
+                    along = torch.zeros(self.shapes[member.tensor][member.dim])
+                    along[list(kept)] = 1.0
+                    found[name] &= member.project(along) > 0
+        return found
 
     def recognise(self, before: Mapping[str, tuple[str, Places]]) -> None:
         """Give the groups the names and roles that they had in a larger model, of which `left` has returned them."""

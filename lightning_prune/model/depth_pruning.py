@@ -214,6 +214,10 @@ class DepthPruner:
         self.targets = {n: p for n, p in self.model.named_parameters() if n in self.targets}
         return plan
 
+    def follow_(self, plan: Plan) -> None:
+        """Go on with the smaller model once someone else has carried out a plan: blocks stay where they are."""
+        self.targets = {n: p for n, p in self.model.named_parameters() if n in self.targets}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was chosen and done, safe under `torch.load(weights_only=True)`."""
         return {

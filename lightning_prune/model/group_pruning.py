@@ -249,13 +249,33 @@ class GroupPruner(Masked):
         self.statistics.cut_(self.model, plan.slices)
         self.plans.append(plan)
         self.choice, self.masks = {}, {}
+        self._trace_again(spent)
+        return plan
+
+    def follow_(self, plan: Plan) -> None:
+        """Go on with the smaller model once someone else has carried out a plan; masks and sums are cut alike."""
+        if not plan.slices:
+            return  # blocks that went as wholes: what is masked stays in place
+        kept = self.couplings.kept_of(plan.slices)
+        spent = self.contest.cost({name: kept[name] for name in self.couplings.groups})
+        counts = {name: int(mask.sum()) for name, mask in kept.items()}
+        self.known = self.couplings.left(counts)
+        self.choice = {name: mask[kept[name].to(mask.device)] for name, mask in self.choice.items()}
+        if plan.slices.keys() & self.statistics.targets.keys():
+            self.statistics.cut_(self.model, plan.slices)
+        self.plans.append(Plan({}, {}, groups={n: (len(mask), counts[n]) for n, mask in kept.items()}))
+        self._trace_again(spent)
+        self.choice = {name: mask for name, mask in self.choice.items() if name in self.contest.groups}
+        self.masks = self._masks()
+
+    def _trace_again(self, spent: float) -> None:
+        """See the smaller model's groups, by the names that they had, and let them compete from now on."""
         self.couplings = trace(self.call.module, self.call.args, self.call.kwargs, root=self.model)
         self.couplings.recognise(self.known)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         self.scored = {name: shapes[name] for name in self.scored}
         self.contest.follow(self.couplings, spent, self.scored)
         self._refresh()
-        return plan
 
     @property
     def missed(self) -> str | None:

@@ -20,12 +20,24 @@ from lightning_prune.core.masks import (
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scoring import group_scores, group_shapes, without_pruned
-from lightning_prune.core.types import BY_ROWS, Checks, Couples, LazyScores, Masks, Name, some_of, unread
+from lightning_prune.core.types import (
+    BY_ROWS,
+    Checks,
+    Couples,
+    LazyScores,
+    Masks,
+    Name,
+    Shape,
+    some_of,
+    unread,
+)
+from lightning_prune.graph import Plan
 from lightning_prune.model.apply import Masked
 from lightning_prune.model.guarding import Guard
 from lightning_prune.model.orientation import Oriented, turned_in
 from lightning_prune.model.shards import shards_of
 from lightning_prune.model.statistics import Statistics
+from lightning_prune.model.surgery import sliced
 from lightning_prune.model.targets import check_values, select_targets
 
 
@@ -55,12 +67,9 @@ class Pruner(Masked):
         self.model, self.recipe, self.granularity = model, recipe, recipe.granularity
         self.targets = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
         check_values(self.targets)
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
-        self.group_shapes = group_shapes(self.shapes, self.granularity)
         turned = turned_in(model, self.targets) if self.granularity == Weight() else frozenset()
         self.scope = Oriented(recipe.scope, turned)
-        shapes = self.scope.shapes(self.group_shapes)
-        self.final_sparsity = recipe.final_sparsity(shapes)
+        shapes = self._read_shapes()
         if isinstance(recipe.scope, Checks):
             recipe.scope.check(unread(shapes), self.final_sparsity)
         self.statistics = Statistics(model, self.targets, required_statistics(recipe.criterion))
@@ -177,6 +186,21 @@ class Pruner(Masked):
     def forget(self) -> None:
         """Let all weights compete anew at the next update, those that are pruned by now among them."""
         self.masks = {}
+
+    def _read_shapes(self) -> dict[Name, Shape]:
+        """Read the shapes of the targets, and what follows from them; return those that the scope sees."""
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.targets.items()}
+        self.group_shapes = group_shapes(self.shapes, self.granularity)
+        shapes = self.scope.shapes(self.group_shapes)
+        self.final_sparsity = self.recipe.final_sparsity(shapes)
+        return shapes
+
+    def follow_(self, plan: Plan) -> None:
+        """Go on with the smaller model once someone else has carried out a plan; masks and sums are cut alike."""
+        if plan.slices.keys() & self.targets.keys():
+            self._read_shapes()
+            self.masks = {n: sliced(mask, plan.slices.get(n, {})) for n, mask in self.masks.items()}
+            self.statistics.cut_(self.model, plan.slices)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks (packed), progress and sums, all of it safe under `torch.load(weights_only=True)`."""

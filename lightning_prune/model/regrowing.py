@@ -12,6 +12,7 @@ from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.regrowth import SparseRecipe, regrow
 from lightning_prune.core.scoring import group_scores, without_pruned
 from lightning_prune.core.types import Criterion, Divides, LazyScores, Shape
+from lightning_prune.graph import Plan
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shards import local, shards_of
 from lightning_prune.model.statistics import Statistics
@@ -97,6 +98,11 @@ class RegrowingPruner(Pruner):
     def _from_rows(self, rows: Tensor, shape: Shape) -> Tensor:
         scope = self.recipe.scope
         return scope.from_rows(rows, shape) if isinstance(scope, Divides) else rows.view(shape)
+
+    def follow_(self, plan: Plan) -> None:
+        """Go on with the smaller model."""
+        super().follow_(plan)
+        self.lasting = self.masks
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, progress, sums and the number of updates, safe under `torch.load(weights_only=True)`."""

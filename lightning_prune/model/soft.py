@@ -16,8 +16,10 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masking, Masks, Name
+from lightning_prune.graph import Plan
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shards import local
+from lightning_prune.model.surgery import sliced
 
 
 class SoftPruner(Pruner):
@@ -90,6 +92,11 @@ class SoftPruner(Pruner):
         super().update_(fraction)
         if self.is_last:
             self.behind.clear()
+
+    def follow_(self, plan: Plan) -> None:
+        """Go on with the smaller model; the weights behind the masks are cut alike, too."""
+        super().follow_(plan)
+        self.behind = {name: sliced(w, plan.slices.get(name, {})) for name, w in self.behind.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, progress, sums and the weights behind, safe under `torch.load(weights_only=True)`."""

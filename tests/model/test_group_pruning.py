@@ -15,6 +15,7 @@ from lightning_prune.examples.networks import GPT
 from lightning_prune.model.budget import NUM_MEASURED
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.surgery import sliced
 
 X = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 ANY = Channel(multiple_of=1)
@@ -384,3 +385,42 @@ def test_a_latency_out_of_reach_is_refused_after_a_few_measurements(clock):
     ):
         shrink(deep(), X, budget=Budget(latency=0.5, tolerance=1e-6))
     assert 0 < len(clock) <= 3 * NUM_MEASURED
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_pruner_follows_what_another_one_cuts(is_masked):
+    """Channels of other layers: it goes on as if it had begun with the smaller model."""
+    model = mlp()
+    first, second = (
+        pruner_of(model, sparsity=0.5, include=["0"]),
+        pruner_of(model, sparsity=0.5, include=["2"]),
+    )
+    if is_masked:
+        second.update_(0.5)
+    first.update_(1.0)
+    second.follow_(first.shrink_())
+    assert second.sparsity == (0.25 if is_masked else 0.0) and set(second.contest.sizes) == {"2.weight"}
+    assert all(mask.shape == model.get_parameter(name).shape for name, mask in second.masks.items())
+    again = pruner_of(model, sparsity=0.5, include=["2"])
+    again.load_state_dict(second.state_dict())
+    second.update_(1.0)
+    plan = second.shrink_()
+    assert plan.groups["0.weight"] == (32, 32) and plan.groups["2.weight"] == (48, 24)
+    assert again.state_dict()["choice"].keys() == ({"2.weight"} if is_masked else set())
+    assert model(X).shape == (3, 4)
+
+
+def test_masks_of_a_group_that_another_pruner_cuts_are_cut_alike():
+    model = mlp()
+    first, second = pruner_of(model, sparsity=0.25, include=["0"]), pruner_of(model, sparsity=0.5)
+    second.update_(1.0)
+    before = {name: mask.clone() for name, mask in second.masks.items()}
+    first.update_(1.0)
+    plan = first.shrink_()
+    second.follow_(plan)
+    for name, mask in second.masks.items():
+        assert torch.equal(mask, sliced(before[name], plan.slices.get(name, {})))
+    assert second.num_groups == 112 and second.sparsity >= 0.5
+    again = pruner_of(model, sparsity=0.5)
+    again.load_state_dict(second.state_dict())
+    assert again.sparsity == second.sparsity and again.masks.keys() == second.masks.keys()
