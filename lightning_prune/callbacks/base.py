@@ -22,6 +22,7 @@ from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.graph import Plan
+from lightning_prune.model.averages import Copies
 from lightning_prune.model.copies import copied
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.prices import Measured
@@ -150,6 +151,8 @@ class PruningCallback(L.Callback):
             pruner.agree = trainer.strategy.broadcast
         if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:
             pruner.contest.measured = Measured(folder / LATENCIES)
+        if isinstance(pruner, GroupPruner) and (self.shrinks or self.turn == 0):
+            pruner.copies = Copies(module, pruner.couplings)
         return pruner
 
     def _shrink_(

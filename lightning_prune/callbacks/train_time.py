@@ -146,12 +146,26 @@ class TrainTimePruning(SoftMasking):
             self._peak_lr = float(self._before["peak_lr"]) if self._before is not None else 0.0
         super()._go_on()
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any
+    ) -> None:
+        """Watch activations where an update is near, and see once which submodules are averages of others.
+
+        Raises:
+            ValueError: an average that could not follow a smaller model.
+        """
+        if isinstance(self.pruner, GroupPruner) and self.pruner.copies is not None:
+            self.pruner.copies.check()
+        super().on_train_batch_start(trainer, pl_module, batch, *rest)
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Note gradients, and add to them what the regularizer asks for until the ramp is over."""
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         pruner, penalty = self.pruner, self.regularizer
+        if isinstance(pruner, GroupPruner) and pruner.copies is not None:
+            pruner.copies.note_gradients()
         if penalty is None or not isinstance(pruner, GroupPruner) or self._ramp.is_over:
             return
         scales = scales_of(pl_module)

@@ -45,6 +45,12 @@ class Couplings:
     def _found(self) -> dict[str, Group]:
         return find_groups(self.record)
 
+    @property
+    def used(self) -> set[str]:
+        """The names of the parameters and buffers that the traced call has read."""
+        read = {id(tensor) for op in self.record.ops for tensor, _ in op.inputs}
+        return {name for name, (tensor, _) in self.record.tensors.items() if id(tensor) in read}
+
     @cached_property
     def blocks(self) -> dict[str, Block]:
         """The residual blocks that can be skipped as wholes, by path."""

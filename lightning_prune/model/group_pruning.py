@@ -19,6 +19,7 @@ from lightning_prune.graph import Choice, Plan, trace
 from lightning_prune.graph.groups import Places
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.apply import Masked
+from lightning_prune.model.averages import Copies, mirrored
 from lightning_prune.model.budget import out_of_reach
 from lightning_prune.model.calls import Call
 from lightning_prune.model.contest import Contest
@@ -72,6 +73,8 @@ class GroupPruner(Masked):
         self.fraction = 0.0
         self.agree: Callable[[Any], Any] = lambda found: found
         """What one process has found -> what all go by; each is asked at the same points."""
+        self.copies: Copies | None = None
+        """Submodules that may be averages of others; None where nobody watches them."""
         self._scores: GroupScores | None = None
         self._is_proved = False
         self._refresh()
@@ -244,6 +247,9 @@ class GroupPruner(Masked):
             self.masks = self._masks()
             return plan
         spent = self.contest.cost(self.choice)
+        if self.copies is not None:
+            self.frozen |= self.copies.staying(plan)
+            plan = mirrored(plan, self.copies.averages())
         self.known = self.couplings.left({name: kept for name, (_, kept) in plan.groups.items()})
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.statistics.cut_(self.model, plan.slices)
@@ -294,6 +300,7 @@ class GroupPruner(Masked):
             "known": dict(self.known),
             "outputs": dict(self.outputs),
             "statistics": self.statistics.state_dict(),
+            "copies": self.copies.state_dict() if self.copies is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -326,3 +333,5 @@ class GroupPruner(Masked):
         self._is_proved = bool(state["is_proved"])
         self.masks, self.fraction = self._masks(), float(state["fraction"])
         self.statistics.load_state_dict(state["statistics"])
+        if self.copies is not None and (copies := state.get("copies")) is not None:
+            self.copies.load_state_dict(copies)

@@ -1,0 +1,290 @@
+"""Modules that hold averages of their own weights: these become smaller with them, bit for bit as if cut by hand."""
+
+import copy
+from itertools import product
+from operator import attrgetter
+from typing import ClassVar
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_prune import Channel, Constant, InitialPruning, TrainTimePruning, Window, load_pruned
+from lightning_prune.model.history import plans_of
+from lightning_prune.model.surgery import execute_
+from tests.callbacks.toy import Toy, data, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+COUPLED = {"granularity": Channel(multiple_of=1), "report": False}
+
+
+def net():
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 4))
+
+
+class Net(Toy):
+    """A network, and what else `also` gives it; averages are taken within a step or, as most do it, after it."""
+
+    def __init__(self, seed=0, within=False):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body, self.head, self.within = net(), nn.Identity(), within
+        self.also()
+
+    def also(self):
+        pass
+
+    def average_(self):
+        pass
+
+    def optimizer_step(self, *args, **kwargs):
+        super().optimizer_step(*args, **kwargs)
+        if self.within:
+            with torch.no_grad():
+                self.average_()
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_):
+        if not self.within:
+            self.average_()
+
+
+class Deepcopy(Net):
+    """Updated by `lerp_`, past autograd's count of writes."""
+
+    def also(self):
+        self.ema = copy.deepcopy(self.body).requires_grad_(False)
+
+    def average_(self):
+        for average, own in zip(self.ema.parameters(), self.body.parameters(), strict=True):
+            average.data.lerp_(own.data, 0.1)
+        for average, own in zip(self.ema.buffers(), self.body.buffers(), strict=True):
+            average.copy_(own)
+
+
+class Averaged(Net):
+    """By torch; its parameters ask for gradients and are in the optimizer, but get none."""
+
+    def also(self):
+        self.average = AveragedModel(self.body)
+
+    def average_(self):
+        self.average.update_parameters(self.body)
+
+
+class MeanTeacher(Deepcopy):
+    """The average runs in the training step."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            told = self.ema(batch[0])
+        return loss + F.mse_loss(self(batch[0]), told)
+
+
+class Parts(Net):
+    """Averages of two parts of the network, one of them a single layer."""
+
+    def also(self):
+        self.first, self.last = copy.deepcopy(self.body[:2]), copy.deepcopy(self.body[4])
+        self.first.requires_grad_(False), self.last.requires_grad_(False)
+
+    def average_(self):
+        for average, own in (
+            (self.first[0], self.body[0]),
+            (self.first[1], self.body[1]),
+            (self.last, self.body[4]),
+        ):
+            for a, b in zip(average.parameters(), own.parameters(), strict=True):
+                a.lerp_(b, 0.1)
+
+
+HOLDING = [Deepcopy, Averaged, MeanTeacher, Parts]
+
+
+def build(shrink="end", **own):
+    return TrainTimePruning(0.5, **COUPLED, shrink=shrink, window=Window(every=0.1, end=0.6), **own)
+
+
+def run(module, callback, folder=None, **options):
+    saving = (
+        [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)] if folder else []
+    )
+    torch.manual_seed(7)
+    fit = trainer(callback, *saving)
+    fit.fit(module, data(shuffle=True), data(), weights_only=True, **options)
+    return module
+
+
+def hidden(module, paths):
+    """Take averages out of a module's submodules, though it goes on to use them."""
+    for name in dict.fromkeys(path.partition(".")[0] for path in paths):
+        vars(module)[name] = module._modules.pop(name)
+    return module
+
+
+class ByHand(TrainTimePruning):
+    """Slices averages that are hidden as what they are averages of."""
+
+    pairs: ClassVar[dict[str, str]] = {}
+
+    def _shrink_(self, trainer, module, *args):
+        num = len(plans_of(module))
+        super()._shrink_(trainer, module, *args)
+        for plan, (path, original) in product(plans_of(module)[num:], self.pairs.items()):
+            average = attrgetter(path)(module)
+            found = {**dict(average.named_parameters()), **dict(average.named_buffers())}
+            for name, tensor in found.items():
+                for dim, kept in plan.slices.get(f"{original}.{name}", {}).items():
+                    tensor.data = tensor.data.index_select(dim, torch.tensor(kept))
+
+
+PAIRS = {
+    Deepcopy: {"ema": "body"},
+    Averaged: {"average.module": "body"},
+    MeanTeacher: {"ema": "body"},
+    Parts: {"first.0": "body.0", "first.1": "body.1", "last": "body.4"},
+}
+
+
+@pytest.mark.parametrize("shrink", ["end", "update"])
+@pytest.mark.parametrize("kind", HOLDING)
+def test_averages_are_cut_as_by_hand(kind, shrink):
+    module = run(kind(), build(shrink))
+    hand = ByHand(0.5, **COUPLED, shrink=shrink, window=Window(every=0.1, end=0.6))
+    hand.pairs = PAIRS[kind]
+    expected = run(hidden(kind(), PAIRS[kind]), hand)
+    assert len(plans_of(module)) > (shrink == "update")
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(module.state_dict()[name], tensor), name
+    for path in PAIRS[kind]:
+        for name, tensor in attrgetter(path)(expected).state_dict().items():
+            assert torch.equal(module.get_submodule(path).state_dict()[name], tensor), (path, name)
+    if kind is not Parts:
+        x = torch.randn(3, 8)
+        (path,) = PAIRS[kind]
+        assert module.get_submodule(path).eval()(x).shape == (3, 4)
+
+
+@pytest.mark.parametrize("shrink", ["end", "update"])
+@pytest.mark.parametrize("kind", HOLDING)
+def test_a_resumed_run_goes_on_bit_for_bit_and_can_be_loaded(kind, shrink, tmp_path):
+    """Also right before the model becomes smaller, and right after that."""
+    expected = run(kind(within=True), build(shrink), tmp_path).state_dict()
+    for step in (1, 13, 14, 15, 23):
+        found = run(
+            kind(1, within=True), build(shrink), ckpt_path=tmp_path / f"step={step}.ckpt"
+        ).state_dict()
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    loaded = load_pruned(kind, tmp_path / "step=24.ckpt").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("step", [1, 13, 14, 15])
+def test_a_run_is_resumed_whose_averages_are_taken_after_the_step(step, tmp_path):
+    """Lightning saves before the module's hook, so that an update is missing, but nothing else."""
+    expected = run(MeanTeacher(), build(), tmp_path)
+    found = run(MeanTeacher(1), build(), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert plans_of(found) and found.ema[0].out_features == found.body[0].out_features
+    assert len(plans_of(found)) == len(plans_of(expected))
+
+
+class Fixed(Net):
+    """A teacher that stays as it is, of the same weights at first or of others."""
+
+    is_equal = True
+
+    def also(self):
+        self.teacher = (copy.deepcopy(self.body) if self.is_equal else net()).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + F.mse_loss(self(batch[0]), self.teacher(batch[0]))
+
+
+class OtherFixed(Fixed):
+    is_equal = False
+
+
+class Twins(Net):
+    """Two networks of one structure that are trained; only one of them runs in the traced call."""
+
+    def also(self):
+        self.other = net()
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + F.cross_entropy(self.other(batch[0]), batch[1])
+
+
+def test_a_copy_that_does_not_change_stays_whole_and_that_is_said():
+    module, callback = Fixed(), build()
+    before = copy.deepcopy(module.teacher)
+    with pytest.warns(UserWarning, match="`teacher` stays whole: a copy of body that has not changed"):
+        run(module, callback)
+    assert module.body[0].out_features == 8 or module.body[3].out_features < 8
+    for name, tensor in before.named_parameters():
+        assert torch.equal(module.teacher.get_parameter(name), tensor)
+
+
+@pytest.mark.parametrize(("kind", "path"), [(OtherFixed, "teacher"), (Twins, "other")])
+def test_other_networks_of_the_structure_stay_whole(kind, path):
+    module = run(kind(), build())
+    assert sum(p.numel() for p in module.body.parameters()) < sum(
+        p.numel() for p in module.get_submodule(path).parameters()
+    )
+
+
+class TargetOfOne(Twins):
+    """An average of the twin that is not cut."""
+
+    def also(self):
+        super().also()
+        self.target = copy.deepcopy(self.other).requires_grad_(False)
+
+    def average_(self):
+        for average, own in zip(self.target.parameters(), self.other.parameters(), strict=True):
+            average.lerp_(own, 0.1)
+
+
+class InForward(Deepcopy):
+    """The average runs with the model."""
+
+    def forward(self, x):
+        return self.body(x) + 0.1 * self.ema(x).detach()
+
+
+@pytest.mark.parametrize(("kind", "path"), [(TargetOfOne, "target"), (InForward, "ema")])
+def test_what_cannot_follow_is_refused_after_the_first_step(kind, path):
+    module = kind()
+    fit = trainer(build())
+    with pytest.raises(ValueError, match=rf"`{path}` is built as .* Average by Lightning's WeightAveraging"):
+        fit.fit(module, data(), data())
+    assert fit.global_step == 1 and not plans_of(module)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        InitialPruning(0.5, **COUPLED),
+        TrainTimePruning(0.5, **COUPLED, schedule=Constant(), window=Window(end=0.0)),
+    ],
+    ids=lambda callback: callback.kind,
+)
+def test_copies_of_a_model_that_is_smaller_before_they_show_what_they_are_are_refused(callback):
+    module = Deepcopy()
+    with pytest.raises(ValueError, match="`ema` has the values of `body`, which becomes smaller before"):
+        trainer(callback).fit(module, data(), data())
+    assert not plans_of(module) and module.ema[0].out_features == module.body[0].out_features == 16
+
+
+def test_a_plan_that_is_mirrored_is_replayed_on_a_fresh_model(tmp_path):
+    module = run(Averaged(), build())
+    fresh = Averaged()
+    for plan in plans_of(module):
+        execute_(fresh, plan)
+    assert [p.shape for p in fresh.parameters()] == [p.shape for p in module.parameters()]
