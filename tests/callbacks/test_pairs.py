@@ -47,7 +47,18 @@ MAKE = {
 HOLD = [name for name in MAKE if not name.startswith("post") and name != "initial/end"]
 SHRINK = ["train_time/end", "train_time/update"]
 OF_WEIGHTS = [name for name in HOLD if "/" not in name]
-PAIRS = [pair for pair in product(MAKE, MAKE) if pair[0] <= pair[1]]
+QUICK = (
+    ("train_time/end", "train_time/update"),
+    ("initial/end", "train_time"),
+    ("post/end", "train_time"),
+    ("rewinding", "train_time/end"),
+    ("sparse", "train_time/update"),
+)
+PAIRS = [
+    pytest.param(pair, marks=() if pair in QUICK else pytest.mark.slow)
+    for pair in product(MAKE, MAKE)
+    if pair[0] <= pair[1]
+]
 
 
 class Deep(Toy):
