@@ -62,6 +62,22 @@ def test_each_parameter_keeps_its_best():
         assert scores[name][mask].min() >= scores[name][~mask].max()
 
 
+@pytest.mark.parametrize("sparsity", [0.1, 0.55, 0.9, 0.999])
+def test_rows_keep_equally_many_of_their_best(sparsity):
+    scores = scores_of()
+    masks, whole = (OWL(per_row=rows)(scores, sparsity) for rows in (True, False))
+    for name, mask in masks.items():
+        each = mask.sum(1)
+        assert int(mask.sum()) == int(whole[name].sum()) and int(each.max() - each.min()) <= 1
+        for row, marks in zip(scores[name], mask, strict=True):
+            assert marks.all() or not marks.any() or row[marks].min() >= row[~marks].max()
+
+
+def test_rows_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="compares within rows, of at least two dims"):
+        OWL(per_row=True).check({"a": torch.ones(3)}, 0.5)
+
+
 def test_without_outliers_it_is_uniform():
     scores = {f"h.{i}": torch.arange(100.0)[torch.randperm(100)] for i in range(3)}
     assert {int(mask.sum()) for mask in OWL()(scores, 0.5).values()} == {50}

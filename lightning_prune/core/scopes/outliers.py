@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lightning_prune.core.allocation import apportion, keep_each, num_kept
-from lightning_prune.core.checks import check_positive, check_range
+from lightning_prune import core
+from lightning_prune.core.allocation import apportion, check_has_rows, keep_each, num_kept
+from lightning_prune.core.checks import check_flag, check_positive, check_range
 from lightning_prune.core.types import shapes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import Tensor
 
     from lightning_prune.core.types import Masks, Name, Scores, Shape
 
@@ -23,8 +26,8 @@ class OWL:
     Yin et al. 2023, outlier weighed layer-wise sparsity (arXiv:2310.05175), section 3.2. D_l is the fraction of layer
     l's scores above `threshold` times their mean, and d_l = (D_l - min D) / (max D - min D); the paper's scores are
     `criterion=Wanda()`. A layer is a block of the network: the parameters whose names agree up to the first number.
-    The mean is weighted by size, so that the number kept in all is exact; each parameter keeps its own best, where the
-    paper compares within rows, as Wanda does by itself.
+    The mean is weighted by size, so that the number kept in all is exact; each parameter keeps its own best, of all its
+    scores or, as the paper does, within each row.
 
     Cost: as for `Local`, and one more reading of all scores.
 
@@ -35,6 +38,8 @@ class OWL:
         threshold: what an outlier is, in means of the layer's scores, above 0; the paper's are 3 to 10.
         width: how far densities may be from each other, half of the whole range, in (0, 0.5). All differences shrink
             by one factor where a layer would pass half-way from the overall density to 0 or to 1: none dies.
+        per_row: whether each row of a parameter keeps equally many, as in `PerRow`; those that remain go to the rows
+            whose next best scores are highest.
 
     Raises:
         ValueError: a value out of its range, or (in use) scores that are infinite or NaN.
@@ -49,17 +54,27 @@ class OWL:
     unsigned: ClassVar[bool] = True
     threshold: float = 5.0
     width: float = 0.08
+    per_row: bool = False
 
     def __post_init__(self) -> None:
         check_positive("threshold", self.threshold)
         check_range("width", self.width, 0.0, 0.5, "a number in (0, 0.5)", open_start=True, open_end=True)
+        check_flag("per_row", self.per_row)
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         shapes = shapes_of(scores)
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         total = num_kept(sum(sizes.values()), sparsity)
         counts = apportion(self._shares(scores, shapes, total), sizes, total)
+        if self.per_row:
+            self.check(scores, sparsity)
+            return {name: keep_in_rows(scores[name], counts[name], name) for name in scores}
         return keep_each(scores, {name: counts[name] for name in scores})
+
+    def check(self, scores: Scores, sparsity: float) -> None:
+        """Refuse scores that have no rows, where those count."""
+        for name, shape in shapes_of(scores).items() if self.per_row else ():
+            check_has_rows("OWL(per_row=True)", name, shape)
 
     def _shares(self, scores: Scores, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -84,6 +99,25 @@ class OWL:
             outliers = float((found > self.threshold * found.mean()).float().mean())
             sums.setdefault(layer_of(name), []).append(outliers)
         return {name: sum(sums[layer_of(name)]) / len(sums[layer_of(name)]) for name in sizes}
+
+
+def keep_in_rows(scores: Tensor, num_keep: int, name: Name) -> Tensor:
+    """Return a mask of `num_keep` scores, of which all rows have equally many, or one more.
+
+    Example:
+        >>> import torch
+        >>> keep_in_rows(torch.tensor([[1.0, 2.0, 3.0], [9.0, 8.0, 7.0]]), 3, "weight")
+        tensor([[False, False,  True],
+                [ True,  True, False]])
+    """
+    rows = scores.flatten(1)
+    each, more = divmod(num_keep, len(rows))
+    mask = core.keep_top_rows(rows, each, name)
+    if more:
+        best, places = rows.masked_fill(mask, -math.inf).max(1)
+        chosen = core.keep_top({name: best}, more)[name]
+        mask[chosen, places[chosen]] = True
+    return mask.view(scores.shape)
 
 
 def layer_of(name: Name) -> str:
