@@ -107,6 +107,7 @@ SENSIBLE: dict[str, tuple[str, ...]] = {
     "num_levels": ("1", "2"),
     "num_calibration_batches": ("1", "2", "100"),
     "epoch": ("0", "1"),
+    "step": ("null", "0", "3", "15"),
     "drop_fraction": ("0", "0.3", "1"),
     "unit_of_depth": ("block", "branch"),
     "damping": ("0.01", "1.0"),

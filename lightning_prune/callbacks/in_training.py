@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches
 from lightning_prune.callbacks.ownership import check_alone, check_there
-from lightning_prune.callbacks.run_length import resolve_window
+from lightning_prune.callbacks.run_length import resolve_window, steps_done
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.checks import check_flag
@@ -143,7 +143,7 @@ class InTraining(PruningCallback):
             self._before = self._take_state(pl_module)
             self._go_on()
         steps = resolve_window(self.window, trainer)
-        num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
+        num_done = steps_done(trainer)
         if self._before is None:  # a run that was dense so far ramps up from where it is
             self.ramp = Ramp(self.schedule, steps.begun_at(num_done), num_done)
         else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 
+from lightning_prune.callbacks.course import Course
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.ownership import check_same_size, mask_all_
+from lightning_prune.callbacks.run_length import steps_done, steps_per_epoch
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.ramp import Ramp
@@ -26,15 +29,17 @@ class WeightRewinding(InTraining):
 
     Frankle & Carbin 2018 (arXiv:1803.03635): train, prune the smallest weights, set the others back to where they
     began, train again; density falls by the same factor at each level, (1 - `sparsity`)^(k / `num_levels`) after level
-    k. `epoch` above 0 goes back to an early epoch instead of the initialisation (Frankle et al. 2019,
-    arXiv:1903.01611); `rewind="learning_rate"` keeps what was learned and only starts the learning-rate schedule again
-    (Renda et al. 2020, arXiv:2003.02389).
+    k. `epoch` or `step` above 0 goes back to an early epoch or optimizer step instead of the initialisation (Frankle et
+    al. 2019, arXiv:1903.01611, and 2020, arXiv:1912.05671); `rewind="learning_rate"` keeps what was learned and only
+    starts the learning-rate schedule again (Renda et al. 2020, arXiv:2003.02389).
 
     `max_epochs` of the Trainer is the length of *one* training, which the learning-rate schedule spans as it would
     without pruning; the callback makes the fit longer: `max_epochs` + `num_levels` * (`max_epochs` - `epoch`) epochs in
-    all. Weights, buffers, optimizers and schedules are set back when a level begins, so that the checkpoint at the end
-    of each level holds what was trained in it; the snapshot travels in every checkpoint, and a run resumed at any level
-    goes on bit for bit. `levels` has the metrics at the end of each.
+    all. With `step`, a level trains as many steps as the first training had left, at their learning rates: its first
+    epoch is that in which `step` lies, shorter by the batches before it; the data are those of a new epoch, from the
+    first batch on. Weights, buffers, optimizers and schedules are set back when a level begins, so that the checkpoint
+    at the end of each level holds what was trained in it; the snapshot travels in every checkpoint, and a run resumed
+    at any level goes on bit for bit. `levels` has the metrics at the end of each.
 
     Cost: `num_levels` further trainings; a copy of weights and optimizer state in memory and in checkpoints.
 
@@ -47,6 +52,8 @@ class WeightRewinding(InTraining):
         num_levels: how often it is pruned and trained again, at least 1.
         rewind: what goes back, "weights" (all of the run) or the "learning_rate" alone.
         epoch: the epoch that the run goes back to the beginning of, below `max_epochs`; 0 is the initialisation.
+        step: given in place of `epoch`; the run goes back to where it was after so many optimizer steps, fewer than the
+            first training has, with data of a known length; 0 is the initialisation.
         criterion: how good each weight is, by value or name: it is asked between two trainings, where no data is seen.
         granularity: what goes as one piece, of single tensors.
         scope: who competes with whom.
@@ -58,12 +65,15 @@ class WeightRewinding(InTraining):
             result, cheaper steps, less memory; `optimizer.state` holds vectors of the survivors meanwhile.
 
     Raises:
-        ValueError: a value out of its range, at once; a Trainer without `max_epochs`, before the first step.
+        ValueError: a value out of its range, at once; a Trainer without `max_epochs`, or with fewer steps, before the
+            first step.
 
     Example:
         >>> from lightning_prune import WeightRewinding
         >>> WeightRewinding(sparsity=0.9, num_levels=10, epoch=1).describe()["epoch"]
         '1'
+        >>> WeightRewinding(sparsity=0.9, num_levels=10, step=500).describe()["step"]
+        '500'
     """
 
     kind = "rewinding"
@@ -75,6 +85,7 @@ class WeightRewinding(InTraining):
         num_levels: int = 5,
         rewind: str = "weights",
         epoch: int = 0,
+        step: int | None = None,
         criterion: Criterion = Magnitude(),
         granularity: Granularity | Couples = Weight(),
         scope: Scope = Global(),
@@ -84,7 +95,7 @@ class WeightRewinding(InTraining):
         compact: bool = True,
     ) -> None:
         self.chosen = RewindingRecipe(
-            sparsity, criterion, granularity, scope, include, exclude, num_levels, rewind, epoch
+            sparsity, criterion, granularity, scope, include, exclude, num_levels, rewind, epoch, step
         )
         super().__init__(
             self.chosen.plain, schedule=Constant(), window=Window(end=0.0), report=report, compact=compact
@@ -93,7 +104,7 @@ class WeightRewinding(InTraining):
         self.levels: list[dict[str, float]] = []
         """Level, sparsity and the metrics at its end, of all levels that are done."""
         self.snapshot: Snapshot | None = None
-        self._num_epochs = 0
+        self.course = Course(num_levels, epoch)
 
     @property
     def is_final(self) -> bool:
@@ -127,53 +138,90 @@ class WeightRewinding(InTraining):
                 f"`max_epochs` is the length of one training, at least 1, and `max_steps` is not set, but got "
                 f"{length} and {trainer.max_steps}."
             )
-        if self.chosen.epoch >= length and not is_trial:
-            raise ValueError(f"`epoch` is one of the first training's {length}, but got {self.chosen.epoch}.")
+        if self.chosen.step is None and not is_trial:
+            self.chosen.start(length, math.inf)
         is_resumed = self._loaded is not None
         super().on_fit_start(trainer, pl_module)
         if self._before is None:
             self.level, self.levels, self.snapshot = 0, [], None
-        self._num_epochs = length
+            self.course = Course(self.chosen.num_levels, self.chosen.epoch)
+        self.course.length = length
         if is_resumed or self.level < self.chosen.num_levels:  # a second fit only trains what is left
-            trainer.fit_loop.max_epochs = self._end_of(self.chosen.num_levels)
-
-    def _end_of(self, level: int) -> int:
-        return self.chosen.num_epochs(level, self._num_epochs)
+            trainer.fit_loop.max_epochs = self.course.end(self.chosen.num_levels)
 
     def _restore_(self, state: dict[str, Any]) -> None:
+        if state["snapshot"] is not None and state["place"] != self.chosen.place:
+            raise ValueError(
+                f"`epoch` or `step` is that of the run that is resumed, {state['place']}, of which it has a snapshot, "
+                f"but got {self.chosen.place}."
+            )
         super()._restore_(state)
         self.level, self.levels, self.snapshot = state["level"], list(state["levels"]), state["snapshot"]
+        self.course.load_state_dict(state["course"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count on from where the run was."""
-        num_done = trainer.fit_loop.epoch_loop._batches_that_stepped
-        self.ramp = Ramp(self.schedule, StepWindow(0, 0, 1), num_done)
+        """Count on from where the run was.
+
+        Raises:
+            ValueError: `step` is none of the first training, or a run that was dense so far is past it.
+        """
+        if self.chosen.step is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.chosen.start(self.course.length, steps_per_epoch(trainer))
+        self.ramp = Ramp(self.schedule, StepWindow(0, 0, 1), steps_done(trainer))
         if self._before is not None:
             self._go_along(self.ramp, self._before)
         self.ramp.is_due = False
+        self.course.go_on_(trainer)
+        self._check_is_ahead(trainer)
+
+    def _check_is_ahead(self, trainer: L.Trainer) -> None:
+        """Refuse to go on where no snapshot was taken and none will be."""
+        step, num_done = self.chosen.step, self._ramp.num_steps
+        is_past = trainer.current_epoch > self.chosen.epoch if step is None else num_done > step
+        if self.snapshot is None and is_past:
+            name = "epoch" if step is None else "step"
+            raise ValueError(
+                f"`{name}` is ahead of the run that is resumed, which was dense so far and is in epoch "
+                f"{trainer.current_epoch} after {num_done} steps, but got {getattr(self.chosen, name)}."
+            )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the snapshot, or prune and go back to it, where a level begins."""
         self._begin_level_(trainer, pl_module)
+        self.course.cut_(trainer, trainer.current_epoch)
         super().on_train_epoch_start(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *rest: Any
     ) -> None:
-        """Do the same in a run that is resumed where an epoch ended, which does not say that the next one starts."""
-        self._begin_level_(trainer, pl_module)
+        """Do the same within an epoch, or where one begins in a resumed run, which does not always say so."""
+        self._begin_level_(trainer, pl_module, trainer.fit_loop.epoch_loop.batch_idx)
+        self.course.begin_(trainer)
         super().on_train_batch_start(trainer, pl_module, batch, *rest)
 
-    def _begin_level_(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if self.snapshot is None and trainer.current_epoch == self.chosen.epoch:
+    def _begin_level_(self, trainer: L.Trainer, pl_module: L.LightningModule, num_batches: int = 0) -> None:
+        if self.level < self.chosen.num_levels and trainer.current_epoch >= self.course.end(self.level):
+            self._note_level({})
+            self.level += 1
+            self._prune_()
+            self._rewind_(trainer, pl_module)
+        elif self.snapshot is None and self._is_at_start(trainer):
+            schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             self.snapshot = take(pl_module, trainer.optimizers, schedulers)
-        if self.level == self.chosen.num_levels or trainer.current_epoch < self._end_of(self.level):
-            return
-        self._note_level({})
-        self.level += 1
-        self._prune_()
-        assert self.snapshot is not None
+            if self.chosen.step is not None:
+                self.course.start_at_(trainer.current_epoch, num_batches)
+                trainer.fit_loop.max_epochs = self.course.end(self.chosen.num_levels)
+
+    def _is_at_start(self, trainer: L.Trainer) -> bool:
+        step = self.chosen.step
+        return trainer.current_epoch == self.chosen.epoch if step is None else self._ramp.num_steps == step
+
+    def _rewind_(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.snapshot is None:  # manual optimization may step less often than once a batch
+            raise ValueError(
+                f"`step` is one of the first training's, which took {self._ramp.num_steps}, but got {self.chosen.step}."
+            )
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         is_back = self.chosen.rewind == "weights"
         rewind_(self.snapshot, pl_module, trainer.optimizers, schedulers, weights=is_back)
         self._pruner.apply_()
@@ -187,7 +235,8 @@ class WeightRewinding(InTraining):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write down what a level has come to."""
-        if trainer.current_epoch + 1 == self._end_of(self.level):
+        self.course.cut_(trainer, trainer.current_epoch + 1)  # before a progress bar asks how long it is
+        if trainer.current_epoch + 1 == self.course.end(self.level):
             found = trainer.callback_metrics.items()
             self._note_level({name: float(value) for name, value in found if value.numel() == 1})
 
@@ -195,6 +244,12 @@ class WeightRewinding(InTraining):
         """Write down a level once; one whose end was lost with a killed process has no metrics."""
         if len(self.levels) == self.level:
             self.levels.append({"level": float(self.level), "sparsity": self._pruner.sparsity} | metrics)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a resumed run start the epoch after a short one with its first batch."""
+        self.course.forget_loaders_(trainer, checkpoint)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say so where training stopped before the last level."""
@@ -206,12 +261,13 @@ class WeightRewinding(InTraining):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the Trainer its own length back."""
         super().teardown(trainer, pl_module, stage)
-        if self._num_epochs:
-            trainer.fit_loop.max_epochs, self._num_epochs = self._num_epochs, 0
+        if self.course.length:
+            trainer.fit_loop.max_epochs, self.course.length = self.course.length, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, updates, levels and the snapshot, safe under `torch.load(weights_only=True)`."""
         own = {"level": self.level, "levels": list(self.levels), "snapshot": self.snapshot}
+        own |= {"place": self.chosen.place, "course": self.course.state_dict()}
         return {**super().state_dict(), **own} if self.pruner is not None else super().state_dict()
 
     def _update_if_due(self) -> None:

@@ -23,22 +23,29 @@ def resolve_window(window: Window, trainer: L.Trainer) -> StepWindow:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return StepWindow(0, 1, 1)
     num_steps = float(trainer.estimated_stepping_batches)
-    steps_per_epoch = (
-        math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        if _is_sized(trainer)
-        else math.inf
-    )
     if window.unit == "run" and num_steps == trainer.max_steps and _steps_several_optimizers(trainer):
         raise ValueError(
             "`window` is counted in fractions of the run, whose length cannot be told here: with manual optimization, "
             f"`max_steps`, {trainer.max_steps}, counts the steps of {len(trainer.optimizers)} optimizers together. Set "
             "`max_epochs` instead, or give the window in steps: Window(start=..., end=..., every=..., unit='steps')."
         )
-    return window.resolve(num_steps, steps_per_epoch)
+    return window.resolve(num_steps, steps_per_epoch(trainer))
 
 
-def _is_sized(trainer: L.Trainer) -> bool:
-    return math.isfinite(trainer.num_training_batches)
+def steps_done(trainer: L.Trainer) -> int:
+    """Return the optimizer steps that a run has done when its training starts, counted once a batch.
+
+    What Lightning counts for loggers is one behind in a run that is resumed within an epoch.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def steps_per_epoch(trainer: L.Trainer) -> float:
+    """Return the optimizer steps of one epoch; infinite where the trainer, whose loaders are set up, cannot tell."""
+    batches = trainer.num_training_batches
+    return math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
 
 
 def _steps_several_optimizers(trainer: L.Trainer) -> bool:

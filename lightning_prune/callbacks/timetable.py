@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.course import Course
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.initial import InitialPruning
 from lightning_prune.callbacks.post_training import PostTrainingPruning
@@ -71,7 +72,7 @@ def _levels(
     chosen: RewindingRecipe, final: float, trainer: L.Trainer | None, length: RunLength | None
 ) -> tuple[tuple[PlannedUpdate, ...], str, tuple[str, ...]]:
     """Return one update for each level, after the training before it."""
-    told = f"{chosen.num_levels} times, each after a training; then back to epoch {chosen.epoch}"
+    told = f"{chosen.num_levels} times, each after a training; then back to {chosen.place}"
     if trainer is None or length is None:
         return (), told, ("When masks are updated, follows from the Trainer, which was not given.",)
     epochs = trainer.max_epochs
@@ -80,14 +81,16 @@ def _levels(
             "`max_epochs` is the length of one training, at least 1, and `max_steps` is not set, but got "
             f"{epochs} and {trainer.max_steps}."
         )
-    if chosen.epoch >= epochs:
-        raise ValueError(f"`epoch` is one of the first training's {epochs}, but got {chosen.epoch}.")
     per_epoch = length.steps_per_epoch
-    ends = [chosen.num_epochs(level, epochs) for level in range(chosen.num_levels)]
+    course = Course(chosen.num_levels, chosen.start(epochs, per_epoch), epochs)
+    before = course.epoch * per_epoch if chosen.step is None else chosen.step
     updates = tuple(
-        PlannedUpdate(round(end * per_epoch), chosen.sparsity_at(level, final), float(end))
-        for level, end in enumerate(ends, start=1)
+        PlannedUpdate(
+            round(epochs * per_epoch + done * (epochs * per_epoch - before)),
+            chosen.sparsity_at(done + 1, final),
+            float(course.end(done)),
+        )
+        for done in range(chosen.num_levels)
         if math.isfinite(per_epoch)
     )
-    in_all = chosen.num_epochs(chosen.num_levels, epochs)
-    return updates, f"{told}; {in_all:,} epochs in all", ()
+    return updates, f"{told}; {course.end(chosen.num_levels):,} epochs in all", ()

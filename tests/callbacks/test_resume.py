@@ -236,6 +236,14 @@ def test_a_dense_checkpoint_can_be_pruned_on_from(tmp_path):
         trainer(late).fit(Toy(), data(), data(), ckpt_path=tmp_path / "dense.ckpt")
 
 
+def test_a_dense_run_that_ended_within_an_epoch_is_counted_to_the_step(tmp_path):
+    trainer(DyingCheckpoint(tmp_path), max_epochs=2).fit(Toy(), data(shuffle=True), data())
+    callback = build("defaults")
+    fit = trainer(callback)
+    fit.fit(Toy(), data(shuffle=True), data(), ckpt_path=tmp_path / "step=7.ckpt")
+    assert callback.updates[0]["step"] == 7 and callback.ramp.num_steps == fit.global_step == LAST
+
+
 def test_a_changed_recipe_is_told_and_then_followed(tmp_path):
     run("defaults", tmp_path)
     callback = TrainTimePruning(0.9, window=Window(every=0.1), report=False)

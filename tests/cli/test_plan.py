@@ -95,6 +95,7 @@ EXACT = {  # recipes whose layers are settled by shapes: every figure is exact
     "wanda": (),
 }
 IN_ALL = {"global_unstructured": (), "lottery_ticket": ("pruning.num_levels=2",), "snip": (), "one_shot": ()}
+IN_ALL |= {"rewinding": ("pruning.epoch=0", "pruning.step=13", "pruning.num_levels=2")}
 
 
 @pytest.mark.parametrize("recipe", [*EXACT, *IN_ALL])
@@ -209,6 +210,10 @@ def test_a_checkpoint_is_pruned_exactly_as_foretold(tmp_path):
         ),
         (["pruning=heads"], ["finds nothing to prune", "Frozen are"]),
         (["pruning=rewinding", "pruning.epoch=2"], ["`epoch` is one of the first training's 2, but got 2."]),
+        (
+            ["pruning=lottery_ticket", "pruning.step=20"],
+            ["`step` is one of the first training's, from 0 to 19, but got 20."],
+        ),
         (
             ["pruning=one_shot", "pruning.checkpoint=best"],
             ['`checkpoint` is "best" only with a ModelCheckpoint'],
