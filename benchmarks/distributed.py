@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,53 +60,51 @@ def differences(first: State, second: State) -> Iterator[tuple[str, bool]]:
     yield "updates", first["updates"] != second["updates"]
 
 
-def compared(what: str, ranks: int, cases: list[tuple[State, State]]) -> dict[str, Any]:
+def compared(what: str, ranks: int, found: list[tuple[State, State]]) -> dict[str, Any]:
     """Count over pairs of states."""
-    row: dict[str, Any] = {"what": what, "ranks": ranks, "pairs": len(cases)}
+    row: dict[str, Any] = {"what": what, "ranks": ranks, "pairs": len(found)}
     row |= dict.fromkeys(("masks", "weights", "moments", "updates", "different"), 0)
-    for first, second in cases:
+    for first, second in found:
         for kind, is_different in differences(first, second):
             row[kind] += 1
             row["different"] += is_different
     return row
 
 
+def pairs(
+    folder: Path, names: Iterable[tuple[str, str]], ranks: range, first_of: int | None = None
+) -> list[tuple[State, State]]:
+    """Return the states of two runs on each rank, or the first run's of one rank beside the second's of each."""
+    return [
+        (state(folder, first, rank if first_of is None else first_of), state(folder, second, rank))
+        for first, second in names
+        for rank in ranks
+    ]
+
+
+def cases(folder: Path, kind: str) -> list[str]:
+    """Return the cases that a folder has runs of a kind of."""
+    return sorted({path.name.rpartition(f"-{kind}-")[0] for path in folder.glob(f"*-{kind}-0.pt")})
+
+
 def ddp(folder: Path, ranks: int) -> list[dict[str, Any]]:
     """Compare each rank with the first, and the resumed run with the whole one."""
-    names = sorted({p.name.rpartition("-whole-")[0] for p in folder.glob("*-whole-0.pt")})
-    pairs = [
-        (state(folder, f"{name}-whole", 0), state(folder, f"{name}-whole", rank))
-        for name in names
-        for rank in range(1, ranks)
-    ]
-    resumed = sorted({p.name.rpartition("-resumed-")[0] for p in folder.glob("*-resumed-0.pt")})
-    again = [
-        (state(folder, f"{name}-whole", rank), state(folder, f"{name}-resumed", rank))
-        for name in resumed
-        for rank in range(ranks)
-    ]
+    whole = [(f"{case}-whole", f"{case}-whole") for case in cases(folder, "whole")]
+    resumed = [(f"{case}-whole", f"{case}-resumed") for case in cases(folder, "resumed")]
+    of_ranks, again = pairs(folder, whole, range(1, ranks), 0), pairs(folder, resumed, range(ranks))
     return [
-        compared(f"DDP, {len(names)} cases: ranks", ranks, pairs),
+        compared(f"DDP, {len(whole)} cases: ranks", ranks, of_ranks),
         compared(f"DDP, {len(resumed)} cases: resumed and whole", ranks, again),
     ]
 
 
 def sharded(folder: Path, ranks: int) -> list[dict[str, Any]]:
     """Compare FSDP2 with DDP, and the resumed runs with the whole ones."""
-    names = sorted({p.name.rpartition("-sharded-")[0] for p in folder.glob("*-sharded-0.pt")} - {"early"})
-    pairs = [
-        (state(folder, f"{name}-ddp", 0), state(folder, f"{name}-sharded", rank))
-        for name in names
-        for rank in range(ranks)
-    ]
-    kinds = ("sharded", "full")
-    again = [
-        (state(folder, f"local-{kind}", rank), state(folder, f"local-{kind}-resumed", rank))
-        for kind in kinds
-        for rank in range(ranks)
-    ]
+    both = [(f"{case}-ddp", f"{case}-sharded") for case in cases(folder, "sharded") if case != "early"]
+    resumed = [(f"local-{kind}", f"local-{kind}-resumed") for kind in ("sharded", "full")]
+    beside, again = pairs(folder, both, range(ranks), 0), pairs(folder, resumed, range(ranks))
     return [
-        compared(f"FSDP2, {len(names)} cases: beside DDP", ranks, pairs),
+        compared(f"FSDP2, {len(both)} cases: beside DDP", ranks, beside),
         compared("FSDP2, sharded and full checkpoint: resumed and whole", ranks, again),
     ]
 

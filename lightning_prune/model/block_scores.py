@@ -60,11 +60,8 @@ def score_blocks(
         >>> score_blocks(["a", "b"], scores), score_blocks(["a", "b"], scores, "sum")
         ({'a': 2.0, 'b': 4.0}, {'a': 4.0, 'b': 4.0})
     """
-    total, count, largest = (
-        dict.fromkeys(paths, 0.0),
-        dict.fromkeys(paths, 0),
-        dict.fromkeys(paths, -math.inf),
-    )
+    total = dict.fromkeys(paths, 0.0)
+    count, largest = dict.fromkeys(total, 0), dict.fromkeys(total, -math.inf)
     for name, weights in scores.items():
         path = next(path for path in total if name.startswith(f"{path}."))
         found = weights if dims is None else one_of_each(weights, min(dims[name]))

@@ -42,12 +42,9 @@ def cost_function(
     if budget.kind == "latency":
         known, groups = Measured() if measured is None else measured, couplings.groups
 
-        def plan(
-            counts: Counts,
-        ) -> Plan:  # which indices are kept makes no difference to the time: the first are
-            return couplings.plan(
-                {name: torch.arange(groups[name].size) < kept for name, kept in counts.items()}
-            )
+        def plan(counts: Counts) -> Plan:
+            """Keep the first indices: which are kept makes no difference to the time."""
+            return couplings.plan({n: torch.arange(groups[n].size) < kept for n, kept in counts.items()})
 
         sizes = {name: group.size for name, group in groups.items()}
         return LatencyOf(couplings, call, known, precision=budget.tolerance / 2, sizes=sizes, plan=plan)

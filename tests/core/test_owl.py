@@ -1,11 +1,13 @@
 """OWL against the formula of its paper in numpy, for layers of equal size, as there."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from lightning_prune import OWL
-from lightning_prune.core.scopes.outliers import layer_of
+from lightning_prune.core.scopes.outliers import keep_in_rows, layer_of
 
 
 def scores_of(num_layers=4, size=400, seed=0):
@@ -71,6 +73,15 @@ def test_rows_keep_equally_many_of_their_best(sparsity):
         assert int(mask.sum()) == int(whole[name].sum()) and int(each.max() - each.min()) <= 1
         for row, marks in zip(scores[name], mask, strict=True):
             assert marks.all() or not marks.any() or row[marks].min() >= row[~marks].max()
+
+
+def test_the_number_kept_is_exact_where_rows_have_too_few_that_were_not_pruned_before():
+    """Of scores at minus infinity, too, each counts once."""
+    scores = torch.full((3, 4), -math.inf)
+    scores[0] = torch.arange(4.0)
+    for num_keep in range(13):
+        mask = keep_in_rows(scores, num_keep, "weight")
+        assert int(mask.sum()) == num_keep and int(mask.sum(1).max() - mask.sum(1).min()) <= 1
 
 
 def test_rows_are_refused_where_there_are_none():

@@ -137,7 +137,7 @@ def complex_rotated(x: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turn).flatten(-2)
 
 
-def rotary_attention(rotate: Callable[[Tensor], Tensor], *, shares: bool) -> Callable[[Any, Tensor], Tensor]:
+def rotary(rotate: Callable[[Tensor], Tensor], *, num_keys: int, shares: bool) -> Function:
     """Return attention with rotated queries and keys; heads share keys in torch's kernel, or those are repeated."""
 
     def run(m: Any, x: Tensor) -> Tensor:
@@ -149,7 +149,11 @@ def rotary_attention(rotate: Callable[[Tensor], Tensor], *, shares: bool) -> Cal
         y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shares)
         return m.out(y.transpose(1, 2).reshape(n, t, -1))
 
-    return run
+    layers = {
+        name: nn.Linear(8, 8 * num, bias=False)
+        for name, num in zip("qkv", (4, num_keys, num_keys), strict=True)
+    }
+    return Function(run, **layers, out=nn.Linear(32, 4), head_dim=8, value_dim=8)
 
 
 def experts(m: Any, x: Tensor) -> Tensor:
@@ -332,28 +336,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
         {"q.weight[head]", "q.weight[head][dim 0]", "q.weight[head_dim]", "v.weight[head_dim]"},
     ),
     "multi-query attention with interleaved rotary positions": (
-        lambda: Function(
-            rotary_attention(interleaved, shares=False),
-            q=nn.Linear(8, 32, bias=False),
-            k=nn.Linear(8, 8, bias=False),
-            v=nn.Linear(8, 8, bias=False),
-            out=nn.Linear(32, 4),
-            head_dim=8,
-            value_dim=8,
-        ),
+        lambda: rotary(interleaved, num_keys=1, shares=False),
         TOKENS,
         {"q.weight[head]", "q.weight[head_dim]", "v.weight[head_dim]"},
     ),
     "grouped queries in torch's kernel with complex rotary positions": (
-        lambda: Function(
-            rotary_attention(complex_rotated, shares=True),
-            q=nn.Linear(8, 32, bias=False),
-            k=nn.Linear(8, 16, bias=False),
-            v=nn.Linear(8, 16, bias=False),
-            out=nn.Linear(32, 4),
-            head_dim=8,
-            value_dim=8,
-        ),
+        lambda: rotary(complex_rotated, num_keys=2, shares=True),
         TOKENS,
         {"q.weight[head]", "q.weight[head][dim 0]", "v.weight[head_dim]"},
     ),

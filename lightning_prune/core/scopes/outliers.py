@@ -114,9 +114,8 @@ def keep_in_rows(scores: Tensor, num_keep: int, name: Name) -> Tensor:
     each, more = divmod(num_keep, len(rows))
     mask = core.keep_top_rows(rows, each, name)
     if more:
-        best, places = rows.masked_fill(mask, -math.inf).max(1)
-        chosen = core.keep_top({name: best}, more)[name]
-        mask[chosen, places[chosen]] = True
+        best = core.keep_top_rows(rows, each + 1, name) & ~mask  # the next of each row
+        mask |= best & core.keep_top({name: rows[best]}, more)[name].unsqueeze(1)
     return mask.view(scores.shape)
 
 
