@@ -41,7 +41,7 @@ CALLBACKS = (
 )
 ASIDE = {
     "`sensitivity`, `python sensitivity.py`": ("lightning_prune.model.sensitivity", "sensitivity"),
-    "`allocate`, `python sensitivity.py sparsity=`": ("lightning_prune.model.sensitivity", "allocate"),
+    "`allocate`, `python sensitivity.py sparsity=`": ("lightning_prune.core.scopes.curves", "allocate"),
     "`reestimate_batch_norm=True`": ("lightning_prune.model.calibration", "reestimate_batch_norm_"),
 }
 """What goes with pruning and is no callback: how it is asked for -> its module and its name there."""

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from lightning_prune.core.scopes.allocations import ERK as ERK
     from lightning_prune.core.scopes.allocations import ConstantFanIn as ConstantFanIn
     from lightning_prune.core.scopes.allocations import Fixed as Fixed
+    from lightning_prune.core.scopes.curves import Allocated as Allocated
+    from lightning_prune.core.scopes.curves import allocate as allocate
     from lightning_prune.core.scopes.outliers import OWL as OWL
     from lightning_prune.core.scopes.patterns import NofM as NofM
     from lightning_prune.core.scopes.rankings import LAMP as LAMP
@@ -84,7 +86,6 @@ if TYPE_CHECKING:
     from lightning_prune.model.one_shot import prune as prune
     from lightning_prune.model.record import ReplaysRecord as ReplaysRecord
     from lightning_prune.model.record import load_pruned as load_pruned
-    from lightning_prune.model.sensitivity import allocate as allocate
     from lightning_prune.model.sensitivity import sensitivity as sensitivity
     from lightning_prune.model.shrinking import shrink as shrink
     from lightning_prune.model.sparse import SparseLinear as SparseLinear
@@ -129,6 +130,7 @@ _HOMES = {
         "Steps",
     ),
     "core.scopes.allocations": ("ERK", "ConstantFanIn", "Fixed"),
+    "core.scopes.curves": ("Allocated", "allocate"),
     "core.scopes.outliers": ("OWL",),
     "core.scopes.patterns": ("NofM",),
     "core.scopes.rankings": ("LAMP", "Global", "Isomorphic", "Local", "PerRow"),
@@ -141,7 +143,7 @@ _HOMES = {
     "model.export.weights": ("export_weights", "load_weights_"),
     "model.one_shot": ("prune",),
     "model.record": ("ReplaysRecord", "load_pruned"),
-    "model.sensitivity": ("allocate", "sensitivity"),
+    "model.sensitivity": ("sensitivity",),
     "model.shrinking": ("shrink",),
     "model.sparse": ("SparseLinear", "densify"),
 }
@@ -158,8 +160,8 @@ def __getattr__(name: str) -> Any:
 
 
 def nouns() -> tuple[str, ...]:
-    """Return the names of all nouns: what the ground floor makes public."""
-    return tuple(name for name, home in _HOME_OF.items() if home.startswith("core."))
+    """Return the names of all nouns: the classes that the ground floor makes public."""
+    return tuple(name for name, home in _HOME_OF.items() if home.startswith("core.") and name[0].isupper())
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from lightning_prune.core.schedules import Constant, Linear
 NEEDED = {  # arguments that have no default
     "Join": [{"schedules": (Linear(), Constant()), "boundaries": (0.5,), "levels": (0.5,)}],
     "Fixed": [{"sparsities": {"a*": 0.5, "*": 0.75}}],
+    "Allocated": [{"curves": {"a*": {0.0: 1.0, 0.5: 1.2, 0.99: 4.0}, "*": {0.0: 1.0, 0.7: 1.5, 0.99: 3.0}}}],
 }
 VARIANTS = {  # settings worth a run of the laws besides the defaults
     "Polynomial": [{"power": 1.0}, {"power": 0.5}],

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_prune.core.checks import check_choice, check_sparsity
-from lightning_prune.model.sensitivity import Curves, allocate, sensitivity
+from lightning_prune.core.scopes.curves import allocate
+from lightning_prune.model.sensitivity import Curves, sensitivity
 from lightning_prune.model.targets import select_targets
 from lightning_prune.report.progress import showing, steps
 from lightning_prune.sweep import is_lower_better
@@ -136,7 +137,8 @@ def _read(path: Path, metric: str, targets: Mapping[str, object]) -> Curves:
 def _write(path: Path, metric: str, curves: Curves, allocation: Mapping[str, float] | None = None) -> None:
     """Write the file as a whole or not at all."""
     half = path.with_suffix(".tmp")
-    held = {"metric": metric, "curves": curves, **({"allocation": allocation} if allocation else {})}
+    held: dict[str, Any] = {"metric": metric, "is_lower_better": is_lower_better(metric), "curves": curves}
+    held |= {"allocation": allocation} if allocation else {}
     half.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     half.replace(path)
 

@@ -12,6 +12,7 @@ from lightning_prune.core.patterns import check_match
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.regrowth import SparseRecipe
 from lightning_prune.core.scopes.allocations import ERK, Fixed
+from lightning_prune.core.scopes.curves import Allocated
 from lightning_prune.core.scopes.patterns import NofM
 from lightning_prune.core.scopes.rankings import Local, PerRow
 from lightning_prune.core.types import Couples, Name
@@ -26,8 +27,8 @@ from lightning_prune.model.shrinking import AnyPruner, pruner_of
 from lightning_prune.model.targets import reasons_left_out, select_targets, unmatched
 from lightning_prune.report.costs import Cost
 
-BY_SHAPE = (Local, PerRow, ERK, Fixed, NofM)
-"""Scopes that give each layer a number that follows from shapes alone."""
+BY_SHAPE = (Local, PerRow, ERK, Fixed, Allocated, NofM)
+"""Scopes that give each layer a number that follows from shapes alone, and from what they are given."""
 
 
 @dataclass

@@ -1,9 +1,8 @@
-"""How much a model suffers when one of its layers is pruned, and the sparsities by layer that follow from it."""
+"""How much a model suffers when one of its layers is pruned; `core.scopes.curves` makes sparsities by layer of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -95,69 +94,3 @@ def sensitivity(
         finally:
             parameter.copy_(before)
     return {name: dict(sorted(curves[name].items())) for name in pruner.targets}
-
-
-def allocate(
-    curves: Mapping[Name, Mapping[float, float]],
-    sizes: Mapping[Name, int],
-    sparsity: float,
-    *,
-    largest: float = 0.99,
-) -> dict[Name, float]:
-    """Return the sparsities by layer whose losses add up to the least, for a sparsity over all.
-
-    Each layer's curve is taken as its lower convex hull, and sparsity is spent where a weight costs least: the optimum
-    of the sum, which is an upper bound of the whole as far as layers suffer by themselves.
-
-    Cost: nothing beside the curves.
-
-    When: sparsities by layer for one-shot pruning of a trained model, by `Fixed` or `sparsity={...}`.
-
-    Args:
-        curves: name -> sparsity -> loss, lower is better, as `sensitivity` returns them; accuracies with a minus.
-        sizes: weights of each layer.
-        sparsity: over all, in [0, 1).
-        largest: in (0, 1]; points of the curves above it are left out, so that no layer passes it.
-
-    Returns:
-        Name -> sparsity, as `sparsity=` takes it; weighted by size their mean is `sparsity`.
-
-    Raises:
-        ValueError: more sparsity than the curves reach.
-
-    Example:
-        >>> curves = {"a": {0.0: 0.0, 0.5: 0.1, 0.9: 1.0}, "b": {0.0: 0.0, 0.5: 2.0, 0.9: 4.0}}
-        >>> {name: round(s, 3) for name, s in allocate(curves, {"a": 100, "b": 100}, 0.25).items()}
-        {'a': 0.5, 'b': 0.0}
-    """
-    check_sparsity("sparsity", sparsity)
-    pieces = []
-    for name, curve in curves.items():
-        hull = _hull(sorted((s, v) for s, v in curve.items() if s <= largest))
-        for (start, low), (end, high) in pairwise(hull):
-            pieces.append(((high - low) / ((end - start) * sizes[name]), name, end - start))
-    left = sparsity * sum(sizes.values())
-    found = dict.fromkeys(curves, 0.0)
-    for _, name, width in sorted(pieces, key=lambda piece: piece[0]):
-        spent = min(width, left / sizes[name])
-        found[name] += spent
-        left -= spent * sizes[name]
-    if left > 1e-6 * sum(sizes.values()):
-        reached = sparsity - left / sum(sizes.values())
-        raise ValueError(
-            f"`sparsity` is at most what the curves reach together, {reached:.4f}, but got {sparsity}: "
-            "analyse higher sparsities."
-        )
-    return found
-
-
-def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the lower convex hull of points in ascending order."""
-    hull: list[tuple[float, float]] = []
-    for x, y in points:
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
-            hull[-1][0] - hull[-2][0]
-        ):
-            hull.pop()
-        hull.append((x, y))
-    return hull

@@ -30,6 +30,7 @@ ELSEWHERE = {"Movement": "TrainTimePruning", "Layer": "PostTrainingPruning"}
 GIVEN = {
     "Budget": {"macs": 0.5},
     "Fixed": {"sparsities": {"a": 0.5}},
+    "Allocated": {"curves": {"a": {0.0: 1.0, 0.5: 1.2}}},
     "Join": {"schedules": [LINEAR, LINEAR], "boundaries": [0.5], "levels": [0.5]},
 }
 PRESCRIBES = ("Fixed", "NofM", "Budget")

@@ -31,9 +31,7 @@ def analyse(folder, checkpoint, *words: str):
 
 def by_hand(checkpoint, name: str, sparsity: float) -> float:
     """Return the validation accuracy with the smallest weights of one layer set to zero."""
-    state = torch.load(checkpoint, weights_only=True)
-    model = Classifier(**state["hyper_parameters"])
-    model.load_state_dict(state["state_dict"])
+    model = weights_of(checkpoint)
     weight = model.get_parameter(name).data
     order = weight.abs().flatten().argsort()
     weight.view(-1)[order[: round(sparsity * weight.numel())]] = 0.0
@@ -42,6 +40,33 @@ def by_hand(checkpoint, name: str, sparsity: float) -> float:
     with torch.no_grad():
         hits = [model.network(x).argmax(1) == y for loader in digits.val_dataloader() for x, y in loader]
     return float(torch.cat(hits).float().mean())
+
+
+def weights_of(checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    model = Classifier(**state["hyper_parameters"])
+    model.load_state_dict(state["state_dict"])
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("metric", ["val/acc", "val/loss"])
+def test_the_curves_prune_to_any_sparsity(checkpoint, tmp_path, metric):
+    """One file, one shot at another sparsity than it was written for; each layer against pruning it by hand."""
+    analyse(tmp_path, checkpoint, f"metric={metric}", "sparsity=0.6")
+    file = tmp_path / "sensitivity.json"
+    words = [*SMALL, *QUIET, "model=mlp", "train=false", f"ckpt_path={checkpoint}", "pruning=one_shot"]
+    words += ["pruning/scope=allocated", f"pruning.scope.curves={file}", "pruning.sparsity=0.8"]
+    cli.train(composed(*words, output_dir=tmp_path))
+    pruned = torch.load(tmp_path / "checkpoints" / "pruned.ckpt", weights_only=True)["state_dict"]
+    sign = -1.0 if metric == "val/acc" else 1.0
+    curves = json.loads(file.read_text())["curves"]
+    losses = {n: {float(s): sign * v for s, v in c.items()} for n, c in curves.items()}
+    model = weights_of(checkpoint)
+    sizes = {name: model.get_parameter(name).numel() for name in curves}
+    for name, sparsity in allocate(losses, sizes, 0.8).items():
+        assert int((pruned[name] == 0).sum()) == pytest.approx(sparsity * sizes[name], abs=1)
+    assert sum(int((pruned[n] == 0).sum()) for n in sizes) == round(0.8 * sum(sizes.values()))
 
 
 def test_curves_are_those_of_pruning_by_hand(checkpoint, tmp_path, capsys):

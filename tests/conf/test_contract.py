@@ -14,9 +14,10 @@ from lightning_prune import cli, config
 from tests import members
 from tests.hydra_runs import CONF, composed, options
 
-MISSING = {
-    "fixed": ["pruning.sparsity=null", "pruning.scope.sparsities={a: 0.5}"]
-}  # what the user has to give
+MISSING = {  # what the user has to give
+    "fixed": ["pruning.sparsity=null", "pruning.scope.sparsities={a: 0.5}"],
+    "allocated": ["pruning.scope.curves={a: {0.0: 1.0, 0.5: 1.5}}"],
+}
 FILES = [(axis, name) for axis in config.AXES for name in options(f"pruning/{axis}")]
 
 

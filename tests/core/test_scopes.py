@@ -8,7 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune import ERK, LAMP, OBD, OWL, ConstantFanIn, Fixed, Global, Local, Movement, NofM, PerRow
+from lightning_prune import (
+    ERK,
+    LAMP,
+    OBD,
+    OWL,
+    Allocated,
+    ConstantFanIn,
+    Fixed,
+    Global,
+    Local,
+    Movement,
+    NofM,
+    PerRow,
+)
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scopes.rankings import running_sums
 from lightning_prune.core.types import LazyScores, Prescribes
@@ -16,6 +29,7 @@ from tests.members import members
 
 SHAPES = {"a.weight": (16, 32), "b.weight": (8, 16), "c.weight": (24, 8, 3, 3)}
 SCOPES = members("scope")
+CURVES = Allocated({"a": {0.0: 1.0, 0.3: 1.1, 0.6: 2.0}})
 
 
 def random_scores(seed=0, shapes=SHAPES, **kind):
@@ -46,7 +60,7 @@ def test_scope_keeps_the_number_asked_for(scope, fraction):
     )
     total = sum(math.prod(s) for s in SHAPES.values())
     slack = sum(s[0] for s in SHAPES.values()) if isinstance(scope, (PerRow, ConstantFanIn)) else len(SHAPES)
-    exact = isinstance(scope, (Global, ERK, LAMP, OWL))
+    exact = isinstance(scope, (Global, ERK, LAMP, OWL, Allocated))
     assert abs(num_kept(distinct) - (total - round(total * sparsity))) <= (0 if exact else slack)
     assert num_kept(equal) == num_kept(distinct)
 
@@ -117,6 +131,27 @@ def test_global_guard_that_cannot_be_met_is_refused():
         ValueError, match=r"`min_keep` is at most what the sparsity leaves, 5 groups in all, but got 8"
     ):
         Global(min_keep=8)({"a": torch.zeros(50), "b": torch.rand(50) + 1}, 0.95)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.45, 0.7, 0.85])
+def test_allocated_gives_up_a_weight_at_a_time_where_it_costs_least(sparsity):
+    """Against taking single weights off the layer whose convex curve rises least there."""
+    grid = [0.0, 0.25, 0.5, 0.75, 1.0 - 1 / 64]
+    bends = {"a": 1.0, "b": 5.0, "c": 0.3}
+    sizes = {"a": 64, "b": 64, "c": 128}
+    curves = {name: {s: bend * s**2 for s in grid} for name, bend in bends.items()}
+
+    def price(name, removed):
+        share = removed / sizes[name]
+        low = max(s for s in grid if s <= share + 1e-12)
+        high = next((s for s in grid if s > low), None)
+        return math.inf if high is None else bends[name] * (high**2 - low**2) / ((high - low) * sizes[name])
+
+    removed = dict.fromkeys(sizes, 0)
+    for _ in range(round(sparsity * sum(sizes.values()))):
+        removed[min(removed, key=lambda name: price(name, removed[name]))] += 1
+    masks = Allocated(curves)({name: torch.rand(size) for name, size in sizes.items()}, sparsity)
+    assert {name: int((~mask).sum()) for name, mask in masks.items()} == removed
 
 
 def test_local_guard():
@@ -271,6 +306,28 @@ def test_fixed_takes_the_first_match_and_leaves_the_rest_dense():
         (lambda: Global(min_keep=1.0), r"`min_keep` is a sparsity, .* in \[0, 1\), but got 1.0"),
         (lambda: NofM(n=4, m=4), r"n below m, but got n=4 and m=4"),
         (lambda: NofM(indivisible="denes"), r"Did you mean dense\?"),
+        (lambda: Allocated({}), "`curves` has at least one, but got none"),
+        (lambda: Allocated({"a": 0.5}), r"`curves\['a'\]` maps 0 and more sparsities to losses, but got 0.5"),
+        (lambda: Allocated({"a": {0.5: 1.0, 0.9: 1.0}}), r"maps 0 and more sparsities"),
+        (lambda: Allocated({"a": {0.0: 1.0, 1.0: 1.0}}), r"`curves\['a'\]` is a sparsity"),
+        (
+            lambda: Allocated({"a": {0.0: math.nan, 0.5: 1.0}}),
+            r"`curves\['a'\]\[0.0\]` is a loss, but got nan",
+        ),
+        (
+            lambda: Allocated("nowhere.json"),
+            "`curves` is a sensitivity.json, but got nowhere.json: FileNotFound",
+        ),
+        (lambda: Allocated(3), "`curves` is a path, but got 3"),
+        (lambda: CURVES({"b": torch.rand(9)}, 0.2), r"`curves` has a pattern .*'a'"),
+        (
+            lambda: CURVES({"a": torch.rand(9), "b": torch.rand(9)}, 0.2),
+            "`curves` has one .* got none for `b`",
+        ),
+        (
+            lambda: CURVES({"a": torch.rand(9)}, 0.8),
+            "at most what the curves reach together, 0.5556, but got 0.8",
+        ),
         (lambda: Fixed({}), r"`sparsities` maps at least one pattern"),
         (lambda: Fixed({"a": 1.0}), r"`sparsities\['a'\]` is a sparsity"),
         (lambda: Fixed({"re:(": 0.5}), r"bad regular expression"),

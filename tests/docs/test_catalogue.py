@@ -18,7 +18,7 @@ RECIPES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "conf
 PUBLIC = {name: getattr(lightning_prune, name) for name in lightning_prune.__all__}
 ASIDE = {
     "`sensitivity`, `python sensitivity.py`": "lightning_prune.model.sensitivity.sensitivity",
-    "`allocate`, `python sensitivity.py sparsity=`": "lightning_prune.model.sensitivity.allocate",
+    "`allocate`, `python sensitivity.py sparsity=`": "lightning_prune.core.scopes.curves.allocate",
     "`reestimate_batch_norm=True`": "lightning_prune.model.calibration.reestimate_batch_norm_",
 }
 

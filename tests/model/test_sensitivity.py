@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import Magnitude, Slice, Wanda, prune
-from lightning_prune.model.sensitivity import allocate, sensitivity
+from lightning_prune import Magnitude, Slice, Wanda, allocate, prune, sensitivity
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
