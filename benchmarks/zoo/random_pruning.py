@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.zoo.example import Example, tensors_in
 from benchmarks.zoo.masked import difference, outputs64, reference
 from benchmarks.zoo.pieces import coin
+from benchmarks.zoo.random_fits import trial_in_a_fit
 from benchmarks.zoo.random_networks import random_network
 from benchmarks.zoo.random_recipes import granularity, recipe, scope
 from benchmarks.zoo.slices import mistaken, tensors_of, wrong_slices
+from benchmarks.zoo.verdicts import CLEAR, VISIBLE, WrongError, check, judged
 from lightning_prune import Budget, Channel, Layer, shrink
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.graph import Plan
@@ -26,19 +28,11 @@ from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.record import replay_
 
-TOLERANCE = 1e-9  # float64, of the largest output; a chain of 14 pieces may lose some digits
-VISIBLE = 1e-6
-CLEAR = re.compile(r"`[\w\[\].]+`|^.+: .+ cannot be pruned so\.$")
-"""What an error of ours says: the name of what is wrong."""
-
-
-class WrongError(Exception):
-    """A promise that does not hold."""
-
 
 def fuzz(seed: int) -> dict[str, Any]:
-    """Run the trial of a seed: one of four in steps, and one of four with a wrong copy as a control."""
-    return trial_in_steps(seed) if seed % 4 == 3 else trial(seed, controls=seed % 4 == 0)
+    """Run the trial of a seed: of four one in a fit, one in steps, and one with a wrong copy as a control."""
+    trials = {1: trial_in_a_fit, 3: trial_in_steps}
+    return trials.get(seed % 4, partial(trial, controls=seed % 4 == 0))(seed)
 
 
 def trial(seed: int, controls: bool = False) -> dict[str, Any]:
@@ -111,37 +105,6 @@ def trial_in_steps(seed: int) -> dict[str, Any]:
             raise WrongError(f"an error that does not say what is wrong: {error}") from error
         return row | {"outcome": "refused", "why": str(error)[:200]}
     return row | {"outcome": "equal" if num_cut else "nothing removed"}
-
-
-def judged(dense: Example, small: Example, plan: Plan) -> dict[str, Any]:
-    """Compare the small model with the reference in float64."""
-    exact = copy.deepcopy(dense)
-    exact.model.double()
-    replay_(exact.model, [plan])  # factors are folded in without rounding
-    expected = reference(dense, plan.slices) if not plan.replaced or plan.slices else skipping(dense, plan)
-    error = difference(outputs64(exact), expected)
-    check(error <= TOLERANCE, f"differs from the reference by {error:.1e}")
-    single = difference([t.double() for t in small.outputs()], expected)
-    check(single <= 1e-2, f"in float32 it differs by {single:.1e}")
-    for name, tensor in tensors_of(small.model).items():
-        made = tensors_of(exact.model)[name]
-        check(tensor.shape == made.shape, f"`{name}` has another shape where the plan is replayed")
-    before, after = (sum(p.numel() for p in e.model.parameters()) for e in (dense, small))
-    return {"error": error, "params": after / before}
-
-
-def skipping(dense: Example, plan: Plan) -> list[Tensor]:
-    """Return what the dense model computes with blocks left out: their input is handed on, or zeros like it."""
-    left_out = copy.deepcopy(dense)
-    for path, how in plan.replaced.items():
-        block = left_out.model.get_submodule(path)
-
-        def run(*args: Any, how: str = how, **kwargs: Any) -> Any:
-            x = args[0] if args else next(iter(kwargs.values()))
-            return x if how.startswith("skip") else torch.zeros_like(x)
-
-        block.forward = run
-    return outputs64(left_out)
 
 
 def control(dense: Example, small: Example, plan: Plan) -> float:
@@ -228,11 +191,6 @@ def unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
         torch.equal(tensor, after["tensors"][name]) for name, tensor in before["tensors"].items()
     )
     return same and before["modules"] == after["modules"] and before["kinds"] == after["kinds"]
-
-
-def check(holds: bool, what: str) -> None:
-    if not holds:
-        raise WrongError(what)
 
 
 def short(settings: dict[str, Any]) -> str:

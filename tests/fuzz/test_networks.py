@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.zoo.random_networks import random_network
-from benchmarks.zoo.random_pruning import TOLERANCE, VISIBLE, fuzz
+from benchmarks.zoo.random_pruning import fuzz
+from benchmarks.zoo.verdicts import TOLERANCE, VISIBLE
 from lightning_prune.graph import trace
 
 BLOCKS = {"a few": (range(32), 8), "many": (range(10_000, 10_300), 100)}
