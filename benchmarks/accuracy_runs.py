@@ -62,8 +62,10 @@ SETTINGS = {
     "resnet8-fashion-subset": Setting(4, [*RESNET8, *ON_SOME]),
     "gpt-shakespeare": Setting(10, ["model=gpt", "data=tinyshakespeare", ON_ALL[1]], *OF_GPT),
     "small-gpt-shakespeare": Setting(4, SMALL_GPT, *OF_GPT),
+    "small-gpt-shakespeare-long": Setting(40, SMALL_GPT, *OF_GPT),
 }
-"""Subsets are the first 12,000 images, for a CPU: seconds a run; the small GPT has 0.1 M parameters and 600 steps."""
+"""Subsets are the first 12,000 images, for a CPU: seconds a run; the small GPT has 0.1 M parameters and 600 steps, or
+6,000."""
 SMALL = ("mlp-fashion-subset", "lenet5-mnist-subset", "resnet8-fashion-subset", "small-gpt-shakespeare")
 TELLING = (GRADUAL, "one_shot", AT_RANDOM, "random", "rigl", "rigl_mean", "set", "static", MODEL_PRUNING)
 """What is worth running where time is short."""
