@@ -1,7 +1,8 @@
 """Structured pruning of random networks by random recipes: `python -m benchmarks.fuzz_networks --num 3000`.
 
 Each network (benchmarks/zoo/random_networks.py) is pruned in one shot, in several updates with resumes between, or
-within `Trainer.fit`, whose checkpoints are loaded and gone on with (benchmarks/zoo/random_fits.py), and compared in float64 with an independent reference, the dense network whose removed slices are absent
+within `Trainer.fit`, whose checkpoints are loaded and gone on with (benchmarks/zoo/random_fits.py), and compared in
+float64 with an independent reference, the dense network whose removed slices are absent
 (benchmarks/zoo/random_pruning.py says what else has to hold). `wrong` breaks a promise; `crash` is any error that does
 not say what is wrong. Both are printed with their seed: `--first SEED --num 1` runs one again.
 """

@@ -6,7 +6,7 @@ Half of each group of ResNet-50, ViT-B/16 and DenseNet-121 (one image of 224 x 2
 process, beside Torch-Pruning where it is installed (the environment of the model zoo, benchmarks/README.md); after 300
 CPU seconds it is ended. `verify` is the comparison of the small with the masked model in float64, which Torch-Pruning
 has no counterpart of. Growth: llama layers of width 1536 on the meta device, traced and planned without any memory for
-weights, beside Torch-Pruning, which runs the model and gets real ones.
+weights; with real ones ("ours-real"), as Torch-Pruning has, which runs the model, they are proved and cut as well.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _warm_up(tool: str) -> None:
     small = Example(
         torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)).eval(), (torch.zeros(2, 4),)
     )
-    _ours(small) if tool == "ours" else _torch_pruning(small)
+    _torch_pruning(small) if tool == "torch-pruning" else _ours(small)
 
 
 def _seconds(row: dict[str, float], name: str, function: Callable[[], Any]) -> Any:
@@ -63,7 +63,7 @@ def _seconds(row: dict[str, float], name: str, function: Callable[[], Any]) -> A
     return result
 
 
-def _ours(example: Any) -> dict[str, float]:
+def _ours(example: Any, is_fake: bool = False) -> dict[str, float]:
     from lightning_prune.graph import trace
     from lightning_prune.model.equivalence import relative_error
     from lightning_prune.model.surgery import execute_
@@ -73,6 +73,8 @@ def _ours(example: Any) -> dict[str, float]:
     roles = ("channel", "head_dim")
     choice = {n: torch.arange(g.size) % 2 == 0 for n, g in couplings.groups.items() if g.role in roles}
     plan = _seconds(row, "plan", lambda: couplings.plan(choice))
+    if is_fake:
+        return row
     _seconds(row, "verify", lambda: relative_error(couplings, choice, plan))
     _seconds(row, "surgery", lambda: execute_(example.model, plan))
     return row
@@ -101,12 +103,11 @@ def _torch_pruning(example: Any) -> dict[str, float]:
 
 
 def depth(tool: str, num_layers: int) -> dict[str, float]:
-    """Trace and plan a llama of some depth on the meta device; Torch-Pruning takes it apart as well."""
+    """Prune a llama of some depth; "ours" traces and plans it on the meta device."""
     declare_operators()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from benchmarks.zoo import Example
-    from lightning_prune.graph import trace
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -120,18 +121,13 @@ def depth(tool: str, num_layers: int) -> dict[str, float]:
         intermediate_size=4096,
         use_cache=False,
     )
-    device = "cpu" if tool == "torch-pruning" else "meta"  # it runs the model
+    device = "meta" if tool == "ours" else "cpu"
     with torch.device(device):
         model = LlamaForCausalLM(config).eval()
     row: dict[str, float] = {"params, M": sum(p.numel() for p in model.parameters()) / 1e6}
-    ids = torch.zeros(2, 16, dtype=torch.long, device=device)
+    example = Example(model, (), {"input_ids": torch.zeros(2, 16, dtype=torch.long, device=device)})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if tool == "torch-pruning":
-        return row | _torch_pruning(Example(model, (), {"input_ids": ids}))
-    couplings = _seconds(row, "trace", lambda: trace(model, (), {"input_ids": ids}))
-    roles = ("channel", "head_dim")
-    choice = {n: torch.arange(g.size) % 2 == 0 for n, g in couplings.groups.items() if g.role in roles}
-    _seconds(row, "plan", lambda: couplings.plan(choice))
+    row |= _torch_pruning(example) if tool == "torch-pruning" else _ours(example, is_fake=tool == "ours")
     return row | {"extra MB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
 
 
@@ -173,7 +169,7 @@ def main() -> None:
         for name in options.models:
             for tool in options.tools:
                 found.setdefault(name, {}).setdefault(tool, []).append(fresh(tool, name))
-        for tool, num in ((tool, num) for num in options.depths for tool in options.tools):
+        for tool, num in ((t, num) for num in options.depths for t in (*options.tools, "ours-real")):
             tools = found.setdefault(f"llama, {num} layers", {})
             tools.setdefault(tool, []).append(fresh(tool, str(num)))
     rows = []
