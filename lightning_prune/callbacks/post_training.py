@@ -23,6 +23,7 @@ from lightning_prune.callbacks.evaluation import (
 from lightning_prune.callbacks.interruption import folder_of, going_on
 from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
 from lightning_prune.callbacks.structure import follow_record_
+from lightning_prune.callbacks.trial import check_flow
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count, check_path
 from lightning_prune.core.criteria import check_can_calibrate, required_statistics
@@ -38,6 +39,7 @@ from lightning_prune.model.layerwise import check_solver, solve_
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.reconstruction import reconstruct_
 from lightning_prune.model.rounds import prune_in_rounds_
+from lightning_prune.model.shrinking import AnyPruner
 from lightning_prune.model.stages import lists_in
 from lightning_prune.model.statistics import needs_loss
 from lightning_prune.model.unfinished import Unfinished, check_left
@@ -164,13 +166,18 @@ class PostTrainingPruning(PruningCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Check before the first step what shows only in a call of the model: which groups there are.
+        """Check before the first step what shows only in a call of the model: which groups there are, and the flow.
 
         Raises:
             ValueError: the recipe does not fit the model.
         """
-        if isinstance(self.recipe.granularity, Couples) and not self._is_tried:
-            check_alone(self, trainer, self._coupled(trainer, pl_module, batch))
+        if not self._is_tried:
+            pruner: AnyPruner
+            if isinstance(self.recipe.granularity, Couples):
+                check_alone(self, trainer, pruner := self._coupled(trainer, pl_module, batch))
+            else:
+                pruner = Pruner(pl_module, self.recipe)
+            check_flow(pl_module, pruner.statistics, batch)
         self._is_tried = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

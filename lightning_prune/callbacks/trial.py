@@ -1,4 +1,4 @@
-"""A batch and a call of a module that is not trained, and what stands in their way."""
+"""A batch and a call of a module before it is trained, and what stands in their way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.callbacks.evaluation import silenced, step_of
+from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import Call, capture_call, random_states_kept, undisturbed
+from lightning_prune.model.gradients import FLOW
+from lightning_prune.model.statistics import Statistics
 
 
 def first_batch(data: Any, model: L.LightningModule, troubles: list[str]) -> tuple[Any, Any]:
@@ -48,3 +51,17 @@ def first_call(
     if caught.call is None:
         troubles.append(f"a step of {type(module).__name__} calls no module that has parameters.")
     return caught.call
+
+
+def check_flow(module: L.LightningModule, statistics: Statistics, batch: Any) -> None:
+    """See on a batch that the flow through the network reaches all that is scored by it, where it is asked for.
+
+    Raises:
+        ValueError: it does not, or exceeds what float64 can hold.
+    """
+    if FLOW not in statistics.names:
+        return
+    flow = Statistics(module, statistics.targets, (FLOW,))
+    with random_states_kept(module.device), silenced(module):
+        calibrate(flow, module, [batch], forward=step_of(module))
+    flow.read()

@@ -60,6 +60,8 @@ def flow_gradients(
         args, kwargs = _ones((again.args, dict(again.kwargs)), again.batch_size)
         output = functional_call(call.module, positive, args, kwargs)
         total = _summed(output)
+        if not total.requires_grad:
+            return {}
         found = torch.autograd.grad(total, list(inside.values()), allow_unused=True)
     return _scaled({name: g for name, g in zip(inside, found, strict=True) if g is not None})
 

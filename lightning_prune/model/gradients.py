@@ -26,6 +26,10 @@ FLOW = "flow_gradient"
 KINDS = (*SUMMANDS, *SECOND_ORDER, FLOW)
 RUNNING = ("movement", "grad_mean", "grad_square")  # in training over all steps, not the one of an update
 LASTING = ("movement",)  # this one goes on after an update
+UNSEEN = "no gradient reached it. Exclude it, or prune after a backward pass."
+UNREACHED = (
+    "no flow reaches it, which begins behind embeddings and runs through what a step calls. Exclude it."
+)
 
 
 class Gradients:
@@ -98,9 +102,7 @@ class Gradients:
             ValueError: no gradient has reached it.
         """
         if name not in self.totals[kind]:
-            raise ValueError(
-                f"`{name}` has no `{kind}`: no gradient reached it. Exclude it, or prune after a backward pass."
-            )
+            raise ValueError(f"`{name}` has no `{kind}`: {UNREACHED if kind == FLOW else UNSEEN}")
         total, count = self.totals[kind][name], self.counts[kind][name]
         return total if kind in LASTING or count == 1 else total / count
 

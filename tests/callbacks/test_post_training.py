@@ -6,18 +6,23 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune import (
     APoZ,
+    Channel,
     Local,
+    Magnitude,
     Movement,
     NofM,
     PerRow,
     PostTrainingPruning,
     Saliency,
     Slice,
+    SynFlow,
     Wanda,
+    Weight,
     prune,
 )
 from lightning_prune.core.masks import sparsity_of
@@ -208,6 +213,45 @@ def test_what_does_not_fit_is_refused_before_training(nouns, module, message):
     with pytest.raises(ValueError, match=message):
         trainer(pruning(**nouns)).fit(fresh, data(), data() if module is Toy else None)
     assert all(torch.equal(before[name], value) for name, value in fresh.state_dict().items())
+
+
+class Words(Toy):
+    """Begins with an embedding, whose matrix the head may share, and has a layer that no step runs."""
+
+    def __init__(self, is_tied=False):
+        super().__init__()
+        self.embedding, self.spare, self.is_tied = nn.Embedding(10, 8), nn.Linear(8, 8), is_tied
+
+    def forward(self, x):
+        hidden = self.embedding(x.abs().long().clamp(max=9)).mean(1)
+        hidden = self.body(hidden)
+        return hidden @ self.embedding.weight[:4].T if self.is_tied else self.head(hidden)
+
+
+@pytest.mark.parametrize("granularity", [Weight(), Channel(multiple_of=1)], ids=str)
+def test_what_no_flow_reaches_is_refused_before_the_first_step(granularity):
+    """The flow begins behind the embedding: its gradients are those of a network whose input is one everywhere."""
+    module = Words()
+    include = ["embedding"] if granularity == Weight() else ["body", "spare"]
+    fit = trainer(pruning(criterion=SynFlow(), granularity=granularity, include=include))
+    name = "embedding" if granularity == Weight() else "spare"
+    with pytest.raises(ValueError, match=rf"`{name}.weight` has no `flow_gradient`: no flow .* Exclude it"):
+        fit.fit(module, data(), data())
+    assert fit.global_step == 0
+
+
+def test_what_flow_reaches_is_pruned_and_the_check_leaves_no_trace():
+    found = {}
+    for criterion in (SynFlow(), Magnitude()):
+        module, callback = Words(is_tied=True), pruning(criterion=criterion, include=["embedding"])
+        torch.manual_seed(7)
+        trainer(callback).fit(module, data(), data())
+        found[type(criterion)] = module, callback.masks["embedding.weight"]
+    (module, mask), (other, other_mask) = found.values()
+    both = mask & other_mask
+    assert both.any() and not torch.equal(mask, other_mask)
+    assert torch.equal(module.embedding.weight[both], other.embedding.weight[both])
+    assert not module.embedding.weight[~mask].any()
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def test_settings_are_those_of_the_recipe_and_of_the_noun():
         (["pruning=fisher", "test=false", "optimized_metric=test/acc"], "`optimized_metric` is one of ['train/loss'"),
         (["pruning=fisher", "model=convnet", "ckpt_path={dense}"], "`model` is the one that was saved in `ckpt_path`"),
         (["pruning=one_shot", "model=convnet", "train=false", "ckpt_path={dense}"], "that was saved in `ckpt_path`"),
+        (["pruning=one_shot", "model=gpt", "data=tinyshakespeare", "data.block_size=8", "model.num_layers=1",
+          "model.width=16", "pruning/criterion=synflow", "pruning.include=['*.weight']"],
+         "`network.embedding.weight` has no `flow_gradient`: no flow reaches it"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip

@@ -163,3 +163,11 @@ def test_prune_takes_a_single_batch_and_no_loss():
     masks = prune(model, 0.5, criterion=SynFlow(), batches=[torch.randn(2, 6)])
     for mask, expected in zip(masks.values(), scores, strict=True):
         np.testing.assert_array_equal(mask.numpy(), expected >= kept)
+
+
+@pytest.mark.parametrize("names", [["0.weight"], ["3.weight"], []])
+def test_what_no_flow_reaches_is_left_out(names):
+    """An embedding gives ones whatever its weights are, and what does not run gives nothing."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3))
+    parameters = {name: model.get_parameter(name) for name in names}
+    assert flow_gradients(model, parameters, lambda: model[:3](torch.tensor([[0, 1]]))) == {}
