@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches
-from lightning_prune.callbacks.ownership import check_alone, check_there
+from lightning_prune.callbacks.ownership import check_alone, check_as_traced, check_there
 from lightning_prune.callbacks.run_length import resolve_window, steps_done
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.structure import averaged_models
@@ -163,9 +163,13 @@ class InTraining(PruningCallback):
             self._update_if_due()
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Watch activations where an update is near; at other times no hook is set."""
+        """Watch activations where an update is near; at other times no hook is set.
+
+        Raises:
+            ValueError: a layer was added to a model whose layers are coupled.
+        """
         self._is_counted, self._is_in_batch = False, True
         if self.pruner is None:
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
@@ -175,6 +179,8 @@ class InTraining(PruningCallback):
             if isinstance(self.pruner, GroupPruner) and not self.updates:
                 self.pruner.check_latency()
             self._begin()
+        elif batch_idx == 0 and not self._ramp.is_over:
+            self._check_as_traced()
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
             self._watching.enter_context(self._pruner.statistics.watch())
             self._is_watching = True
@@ -285,7 +291,13 @@ class InTraining(PruningCallback):
     def _update_(self, fraction: float, **when: Any) -> None:
         """Update the masks; what optimizers remember of weights that come back is zero, as the weights are."""
         self._forget()
+        self._check_as_traced()
         super()._update_(fraction, **when)
+
+    def _check_as_traced(self) -> None:
+        pruner = self._pruner
+        if not isinstance(pruner, Pruner):
+            check_as_traced(pruner)
 
     def _forget(self) -> None:
         """Give optimizers their whole state back, and let them remember nothing of what is pruned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 
 import lightning as L
 from torch import nn
@@ -11,6 +12,9 @@ from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.core.granularities import Layer
 from lightning_prune.core.patterns import listed
 from lightning_prune.core.types import Name
+from lightning_prune.model.calls import replaying
+from lightning_prune.model.depth_pruning import DepthPruner
+from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner
 
@@ -101,8 +105,45 @@ def check_there(module: nn.Module, targets: Mapping[Name, nn.Parameter]) -> None
         ValueError: a module was replaced or removed, whose masks would be lost without a word.
     """
     here = {id(parameter) for parameter in module.parameters()}
-    if gone := [name for name, parameter in targets.items() if id(parameter) not in here]:
+    _refuse([name for name, parameter in targets.items() if id(parameter) not in here])
+
+
+def _running(pruner: GroupPruner | DepthPruner, modules: list[nn.Module]) -> set[nn.Module]:
+    """Return which of some modules run in a call of the model; all of them where it fails with them."""
+    found: set[nn.Module] = set()
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(lambda module, _: found.add(module)).remove)
+        again = stack.enter_context(replaying(pruner.model, pruner.call))
+        try:
+            again()
+        except Exception:  # whatever a model raises that is of other sizes by now
+            return set(modules)
+    return found
+
+
+def _refuse(gone: list[Name]) -> None:
+    if gone:
         raise ValueError(
             f"`{gone[0]}` is pruned, but was taken out of the module or replaced in it since: change modules before "
             "fitting starts, or exclude them."
         )
+
+
+def check_as_traced(pruner: GroupPruner | DepthPruner) -> None:
+    """See that a model still runs the layers that it ran when it was seen what goes together in it.
+
+    Raises:
+        ValueError: a layer was added since, or a pruned one has another name.
+    """
+    check_there(pruner.model, pruner.targets)
+    known = pruner.couplings.run.paths
+    new = [module for module in pruner.call.module.modules() if module not in known and module._parameters]
+    ran = _running(pruner, new) if new else set()
+    if added := [path for path, module in pruner.model.named_modules() if module in ran]:
+        raise ValueError(
+            f"`{added[0]}` runs in the model, but was added to it after what is coupled there was found: add modules "
+            "before fitting starts, or fit once without pruning, add them, and prune in a second fit."
+        )
+    here = dict(pruner.model.named_parameters())
+    _refuse([name for name, parameter in pruner.targets.items() if here.get(name) is not parameter])

@@ -127,6 +127,11 @@ def settle(
             reason = f"the small model would differ from the masked one by {error:.1e}"
         except Unsolvable as unsolvable:
             guilty, reason = list(unsolvable.groups), unsolvable.reason
+        if not guilty:
+            raise ValueError(
+                f"`call` runs as it did when it was traced, but with nothing removed it does not: {reason}. Change the "
+                "model before it is pruned."
+            )
         couplings.freeze(guilty, reason)
         if freeze is not None:
             freeze(guilty, reason)

@@ -12,6 +12,7 @@ from lightning_prune import (
     SparseTraining,
     TrainTimePruning,
     WeightRewinding,
+    Window,
 )
 from tests.callbacks.toy import NUM_BATCHES, Toy, data, pruned_weights, trainer
 
@@ -63,6 +64,71 @@ def test_a_module_that_is_added_in_mid_training_trains_along(name):
     trainer(AtEpoch(added), callback, enable_checkpointing=False).fit(module, data(), data())
     assert callback.pruner.sparsity == pytest.approx(0.5, abs=0.1) and holds(module, callback)
     assert ("extra.weight" in callback.pruner.targets) == (name == "post")
+
+
+class Changing(Toy):
+    """Changes what it runs when its second epoch starts; its own hook comes after those of the callbacks."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.change(self)
+
+
+CHANGES = {
+    "body.6": lambda module: module.body.append(nn.Linear(8, 8)),
+    "body.0": lambda module: module.body.insert(0, nn.Linear(8, 8)),
+    "body.5": lambda module: module.body.insert(5, nn.Sequential(nn.Linear(8, 8), nn.Tanh())),
+}
+
+
+@pytest.mark.parametrize("shrink", ["end", "update", "never"])
+@pytest.mark.parametrize("added", CHANGES)
+def test_a_layer_that_is_added_between_coupled_ones_is_refused_by_its_name(added, shrink):
+    """Also where the model, smaller by now, cannot run with it."""
+    callback = MAKE["structured"](shrink=shrink, window=Window(every=0.05))
+    fit = trainer(callback)
+    with pytest.raises(ValueError, match=rf"`{added}[.0]*` runs in the model, but was added .* second fit"):
+        fit.fit(Changing(CHANGES[added]), data(), data())
+    assert fit.global_step == NUM_BATCHES
+
+
+def test_a_coupled_layer_that_is_replaced_after_the_callbacks_have_looked_is_refused():
+    with pytest.raises(ValueError, match=r"`body\.4\.weight` is pruned, but was taken out of the module"):
+        trainer(MAKE["structured"]()).fit(Changing(lambda module: replaced(None, module)), data(), data())
+
+
+def test_pruned_layers_that_change_their_places_are_refused():
+    def moved(module):
+        module.body[0], module.body[4] = module.body[4], module.body[0]
+
+    with pytest.raises(ValueError, match=r"`body\.0\.weight` is pruned, but was .* replaced in it since"):
+        trainer(MAKE["structured"]()).fit(Changing(moved), data(), data())
+
+
+def unused(module):
+    module.body[1].probe = nn.Linear(8, 8)
+
+
+def activation(module):
+    module.body[2] = nn.Tanh()
+
+
+@pytest.mark.parametrize("change", [unused, activation])
+def test_what_couples_nothing_may_be_added(change):
+    module, callback = Changing(change), MAKE["structured"]()
+    trainer(callback).fit(module, data(), data())
+    assert callback.pruner.sparsity == pytest.approx(0.5, abs=0.1) and module.body[0].out_features == 8
+
+
+def test_layers_may_be_added_once_pruning_is_over():
+    module = Changing(CHANGES["body.0"])
+    callback = MAKE["structured"](window=Window(end=0.2, every=0.05))
+    trainer(callback).fit(module, data(), data())
+    assert module.body[1].out_features == 8 and callback.is_final
 
 
 def test_what_was_added_cannot_be_rewound():

@@ -144,3 +144,14 @@ def test_standardised_weights_are_standardised_over_what_survives() -> None:
     couplings = trace(model, (torch.randn(2, 3, 5, 5),))
     _, plan = settle(couplings, lambda: half(couplings))
     assert plan.groups == {"0.weight": (8, 4), "2.weight": (6, 3)}
+
+
+def test_a_model_that_has_changed_since_it_was_traced_is_refused():
+    """There is no group to blame where nothing is removed."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    couplings = trace(net, (torch.randn(2, 4),))
+    net[2] = nn.Linear(7, 3)
+    with pytest.raises(
+        ValueError, match="`call` runs as it did when it was traced, but with nothing removed"
+    ):
+        settle(couplings, dict)
