@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_prune.callbacks.base import PruningCallback
-from lightning_prune.callbacks.evaluation import (
-    as_metrics,
-    calibration_batches,
-    loss_of,
-    silenced,
-    step_of,
-    validate_within_fit,
-)
-from lightning_prune.callbacks.interruption import folder_of, going_on
+from lightning_prune.callbacks.best_weights import check_has_best, load_best_
+from lightning_prune.callbacks.calibrated import CalibratedPruning
+from lightning_prune.callbacks.evaluation import as_metrics, loss_of, validate_within_fit
+from lightning_prune.callbacks.interruption import folder_of
 from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
 from lightning_prune.callbacks.structure import follow_record_
 from lightning_prune.callbacks.trial import check_flow
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count, check_path
-from lightning_prune.core.criteria import check_can_calibrate, required_statistics
+from lightning_prune.core.criteria import check_can_calibrate
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe, as_text, checked_rounds, checked_solver
 from lightning_prune.core.scopes.rankings import Global
-from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Couples, Criterion, Granularity, Scope, Solver
-from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
-from lightning_prune.model.group_pruning import GroupPruner
-from lightning_prune.model.layerwise import check_solver, solve_
 from lightning_prune.model.pruning import Pruner
-from lightning_prune.model.reconstruction import reconstruct_
-from lightning_prune.model.rounds import prune_in_rounds_
 from lightning_prune.model.shrinking import AnyPruner
-from lightning_prune.model.stages import lists_in
-from lightning_prune.model.statistics import needs_loss
-from lightning_prune.model.unfinished import Unfinished, check_left
-from lightning_prune.model.whole import read_checkpoint
-from lightning_prune.report.progress import showing, steps
+from lightning_prune.model.unfinished import check_left
 
 FILE_NAME = "pruned.ckpt"
 
 
-class PostTrainingPruning(PruningCallback):
+class PostTrainingPruning(CalibratedPruning):
     """Prune a trained model in one shot: when `fit` ends, or with `run` on a checkpoint, without training.
 
     The model is validated before and after, and saved as `pruned.ckpt` beside the other checkpoints. Criteria by
@@ -155,13 +136,8 @@ class PostTrainingPruning(PruningCallback):
             loss_of(pl_module)
         if self.unfinished is not None:
             check_left(self.unfinished)
-        monitored = (
-            isinstance(trainer.checkpoint_callback, ModelCheckpoint) and trainer.checkpoint_callback.monitor
-        )
-        if self.checkpoint == "best" and not monitored:
-            raise ValueError(
-                '`checkpoint` is "best" only with a ModelCheckpoint(monitor=...), but the Trainer has none.'
-            )
+        if self.checkpoint == "best":
+            check_has_best(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -182,13 +158,8 @@ class PostTrainingPruning(PruningCallback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune what was trained, validate it before and after, and save it."""
-        if self.checkpoint == "best" and isinstance(callback := trainer.checkpoint_callback, ModelCheckpoint):
-            if not callback.best_model_path:
-                raise ValueError(
-                    '`checkpoint` is "best", but no checkpoint was saved: there was no validation.'
-                )
-            best = read_checkpoint(callback.best_model_path, pl_module.device)
-            pl_module.load_state_dict(best["state_dict"])
+        if self.checkpoint == "best":
+            load_best_(trainer, pl_module)
             mask_all_(self, trainer)
         self.metrics_before = validate_within_fit(trainer)
         self._prune_(trainer, pl_module, trainer.train_dataloader)
@@ -233,77 +204,6 @@ class PostTrainingPruning(PruningCallback):
         self._save(trainer)
         self._finish_report(trainer, model)
         return self.metrics_after
-
-    @property
-    def _needs_loss(self) -> bool:
-        """Whether the criterion or the solver asks for gradients of the loss."""
-        by_gradients = self.solver is not None and "gradients" in needs_of(self.solver)
-        return by_gradients or needs_loss(required_statistics(self.recipe.criterion))
-
-    def _check_fits(self, module: L.LightningModule) -> None:
-        """Refuse a recipe that does not fit the model, before anything is loaded or run."""
-        if isinstance(self.recipe.granularity, Couples):
-            return
-        pruner = Pruner(module, self.recipe)
-        if self.solver is not None:
-            check_solver(self.solver, pruner)
-            lists_in(module, self.blocks)
-
-    def _prune_(self, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
-        is_coupled = isinstance(self.recipe.granularity, Couples)
-        if is_coupled:
-            loader = loader() if callable(loader) else loader
-            self.pruner = self._coupled(trainer, module, calibration_batches(trainer, loader, 1)[0])
-        else:
-            self.pruner = Pruner(module, self.recipe)
-        statistics = self.pruner.statistics
-        needs_data = (
-            statistics.activations or statistics.gradients or self.reestimate_batch_norm or self.solver
-        )
-        batches: Iterable[Any] = ()
-        if needs_data:
-            loader = loader() if callable(loader) else loader
-            batches = calibration_batches(trainer, loader, self.num_calibration_batches)
-        words = {"blocks": str(self.blocks), "num_rounds": str(self.num_rounds), **self.describe()}
-        begun = going_on(trainer, self.pruner, words, batches, self.unfinished)
-        with silenced(module), showing(), begun as unfinished:
-            self._choose_(trainer, module, batches, unfinished)
-            if is_coupled:
-                self._shrink_(trainer, module)
-            if self.reestimate_batch_norm:
-                reestimate_batch_norm_(module, batches, forward=step_of(module))
-
-    def _choose_(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        batches: Iterable[Any],
-        unfinished: Unfinished | None,
-    ) -> None:
-        """Calibrate, choose, and let the solver change what stays."""
-        assert self.pruner is not None
-        loss = loss_of(module) if self._needs_loss else None
-        how: dict[str, Any] = {"forward": step_of(module), "loss": loss, "unfinished": unfinished}
-        measure = partial(calibrate, self.pruner.statistics, module, batches, **how)
-        when: dict[str, Any] = {"step": trainer.global_step, "progress": 1.0}
-        if self.solver is None:
-            update_ = partial(self._update_, **when)
-            prune_in_rounds_(self.pruner, self.num_rounds, measure, update_=update_, unfinished=unfinished)
-            return
-        measure()
-        self.pruner.choose_(1.0)
-        how |= {"blocks": self.blocks}
-        how |= {"progress": partial(steps, what=f"{type(self.solver).__name__}, layer by layer")}
-        if isinstance(self.pruner, Pruner):
-            solve_(self.pruner, self.solver, batches, **how)
-            self.pruner.apply_()
-        elif isinstance(self.pruner, GroupPruner):
-            with ExitStack() as undo:
-                rest = {name: how[name] for name in ("forward", "blocks", "progress")}
-                reconstruct_(self.pruner, self.solver, batches, undo, **rest)
-                undo.pop_all()
-            self.pruner.mask_()
-        self._note_update(1.0, **when)
 
     def _save(self, trainer: L.Trainer) -> None:
         self.path = str(folder_of(trainer) / FILE_NAME)

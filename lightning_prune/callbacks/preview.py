@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.best_weights import check_has_best
 from lightning_prune.callbacks.initial import InitialPruning
 from lightning_prune.callbacks.post_training import PostTrainingPruning
 from lightning_prune.callbacks.sparse_training import SparseTraining
@@ -133,13 +133,11 @@ def _against_trainer(pruning: PruningCallback, trainer: L.Trainer | None) -> lis
             check_can_shrink(trainer, shrink)
         except ValueError as error:
             found.append(str(error))
-    checkpoint = trainer.checkpoint_callback
-    if getattr(pruning, "checkpoint", None) == "best" and not (
-        isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor
-    ):
-        found.append(
-            '`checkpoint` is "best" only with a ModelCheckpoint(monitor=...), but the Trainer has none.'
-        )
+    if getattr(pruning, "checkpoint", None) == "best":
+        try:
+            check_has_best(trainer)
+        except ValueError as error:
+            found.append(str(error))
     return found
 
 
