@@ -22,7 +22,6 @@ from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.graph import Plan
-from lightning_prune.model.averages import Copies
 from lightning_prune.model.copies import copied
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.prices import Measured
@@ -151,8 +150,8 @@ class PruningCallback(L.Callback):
             pruner.agree = trainer.strategy.broadcast
         if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:
             pruner.contest.measured = Measured(folder / LATENCIES)
-        if isinstance(pruner, GroupPruner) and (self.shrinks or self.turn == 0):
-            pruner.copies = Copies(module, pruner.couplings)
+        if not isinstance(pruner, Pruner) and (self.shrinks or self.turn == 0):
+            pruner.copies.watch(trains_on=True)
         return pruner
 
     def _shrink_(
@@ -176,6 +175,8 @@ class PruningCallback(L.Callback):
             self.updates[-1]["achieved"] = self.pruner.sparsity
         for name, reason in self.pruner.frozen.items() - known.items():
             self._warn(f"`{name}` stays whole: {reason}.")
+        for note in () if plan.is_empty else self.pruner.copies.notes:
+            self._warn(note)
 
     def _keep_dense(self, trainer: L.Trainer, called: nn.Module) -> None:
         """Keep a copy of what is called before it becomes smaller, on the CPU, where a report compares latencies."""

@@ -15,6 +15,7 @@ from lightning_prune.callbacks.interruption import going_on
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Couples, Solver
+from lightning_prune.model.averages import Copies
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.layerwise import check_solver
@@ -39,6 +40,8 @@ class CalibratedPruning(PruningCallback):
     solver: Solver | None
     blocks: str | None
     unfinished: str | Path | None
+    copies: Copies | None = None
+    """What training has shown of averages within the module, where it was seen."""
 
     @property
     def _needs_loss(self) -> bool:
@@ -60,6 +63,12 @@ class CalibratedPruning(PruningCallback):
         if is_coupled:
             loader = loader() if callable(loader) else loader
             self.pruner = self._coupled(trainer, module, calibration_batches(trainer, loader, 1)[0])
+            if (
+                self.copies is not None
+                and self.copies.model is module
+                and not isinstance(self.pruner, Pruner)
+            ):
+                self.pruner.copies = self.copies
         else:
             self.pruner = Pruner(module, self.recipe)
         statistics = self.pruner.statistics

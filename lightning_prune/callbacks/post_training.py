@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch.optim import Optimizer
 
 from lightning_prune.callbacks.best_weights import check_has_best, load_best_
 from lightning_prune.callbacks.calibrated import CalibratedPruning
@@ -64,6 +65,8 @@ class PostTrainingPruning(CalibratedPruning):
             that the solver is done with. By default `unfinished` beside the checkpoints; it is removed in the end.
 
     Coupled granularities, `Layer` among them, take out what they prune: the model is physically smaller afterwards.
+    Averages of weights that the module itself holds become smaller too, where training shows them to be averages, or
+    where it is certain: `AveragedModel`, and copies that no step runs. Others stay whole, and it is said.
 
     Raises:
         ValueError: a value out of its range, at once; what does not fit the model, before any weight is changed.
@@ -142,7 +145,7 @@ class PostTrainingPruning(CalibratedPruning):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Check before the first step what shows only in a call of the model: which groups there are, and the flow.
+        """Check before the first step what shows only in a call: which groups there are, which copies, and the flow.
 
         Raises:
             ValueError: the recipe does not fit the model.
@@ -150,11 +153,22 @@ class PostTrainingPruning(CalibratedPruning):
         if not self._is_tried:
             pruner: AnyPruner
             if isinstance(self.recipe.granularity, Couples):
-                check_alone(self, trainer, pruner := self._coupled(trainer, pl_module, batch))
+                pruner = self._coupled(trainer, pl_module, batch)
+                check_alone(self, trainer, pruner)
+                assert not isinstance(pruner, Pruner)
+                self.copies = pruner.copies
+                self.copies.watch(trains_on=False)
             else:
                 pruner = Pruner(pl_module, self.recipe)
             check_flow(pl_module, pruner.statistics, batch)
         self._is_tried = True
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """See which copies within the module are trained, and so no averages."""
+        if self.copies is not None:
+            self.copies.note_gradients()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune what was trained, validate it before and after, and save it."""

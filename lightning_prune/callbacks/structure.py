@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -89,11 +90,13 @@ def example_call(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> C
             f"`granularity` of coupled groups follows a call of the model, but a step of {type(module).__name__} "
             "called no module that has parameters."
         )
+    if not module.automatic_optimization:  # what ran is a step of validation
+        call = replace(call, ran=None)
     if trainer.world_size == 1:
         return call
     shared = trainer.strategy.broadcast((call.args, dict(call.kwargs)))
     args, kwargs = trainer.strategy.batch_to_device(shared, dataloader_idx=0)
-    return Call(call.module, args, kwargs, call.autocast)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def averaged_models(trainer: L.Trainer) -> list[nn.Module]:

@@ -154,7 +154,7 @@ class TrainTimePruning(SoftMasking):
         Raises:
             ValueError: an average that could not follow a smaller model.
         """
-        if isinstance(self.pruner, GroupPruner) and self.pruner.copies is not None:
+        if isinstance(self.pruner, GroupPruner):
             self.pruner.copies.check()
         super().on_train_batch_start(trainer, pl_module, batch, *rest)
 
@@ -164,7 +164,7 @@ class TrainTimePruning(SoftMasking):
         """Note gradients, and add to them what the regularizer asks for until the ramp is over."""
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         pruner, penalty = self.pruner, self.regularizer
-        if isinstance(pruner, GroupPruner) and pruner.copies is not None:
+        if isinstance(pruner, GroupPruner):
             pruner.copies.note_gradients()
         if penalty is None or not isinstance(pruner, GroupPruner) or self._ramp.is_over:
             return
@@ -177,7 +177,7 @@ class TrainTimePruning(SoftMasking):
         if self._is_to_shrink:
             self._mask_averages_(trainer)
             self._shrink_(trainer, pl_module, self._optimizers, averaged_models(trainer))
-            self._is_to_shrink = False
+        self._is_to_shrink = False
         super().on_train_batch_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

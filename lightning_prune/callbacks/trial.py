@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -50,6 +51,8 @@ def first_call(
         module._trainer = None
     if caught.call is None:
         troubles.append(f"a step of {type(module).__name__} calls no module that has parameters.")
+    if caught.call is not None and not module.automatic_optimization:
+        return replace(caught.call, ran=None)
     return caught.call
 
 

@@ -153,7 +153,9 @@ class SwitchedCall(Call):
     @classmethod
     def of(cls, call: Call, switch: Switch, is_sparse: bool) -> SwitchedCall:
         """Return the same call with the layers in one form."""
-        return cls(call.module, call.args, call.kwargs, call.autocast, switch, is_sparse)
+        return cls(
+            call.module, call.args, call.kwargs, call.autocast, call.ran, switch=switch, is_sparse=is_sparse
+        )
 
     def __call__(self) -> Any:
         """Exchange the layers if need be, and run the module once more."""

@@ -1,228 +1,225 @@
-"""Submodules that are averages of others: known by their structure and by what becomes of them, and cut alike.
+"""Submodules that are averages of others, or are compared with them weight by weight: they are cut alike.
 
-A moving average of weights, or a mean teacher, is built as what it is an average of, gets no gradient, and changes all
-the same. A teacher that stays as it is does not change, and a second network gets gradients.
+A moving average of weights, or a target network, is built as what it follows, gets no gradient, and changes all the
+same. A teacher does not change, and a second network gets gradients. Where nothing has changed, torch's `AveragedModel`
+is an average for certain; and what has the values of another one, or nearly, and never runs, can only be compared with
+it or take its values, and has to be of its shapes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Set
+from enum import Enum
 from typing import Any
 
-import torch
 from torch import nn
 
-from lightning_prune.core.packing import INTEGERS
 from lightning_prune.core.patterns import listed
 from lightning_prune.graph import Couplings, Plan
+from lightning_prune.model.lookalikes import structure, total
+from lightning_prune.model.mirroring import counterparts, mirrored
+from lightning_prune.model.suspects import Suspect, find_suspects
 
 ADVICE = (
-    "Average by Lightning's WeightAveraging, or distil by Distillation, which keep their copies outside of the module, "
-    "or set shrink='never'."
+    "Average by Lightning's WeightAveraging, or distil by Distillation, which keep their copies outside of the module; "
+    "name in `exclude` what is to stay as it is; or set shrink='never'."
+)
+HOW = (
+    "An average becomes smaller too as torch's AveragedModel, or in `copies` of `shrink`; name in `exclude` what is to "
+    "stay as it is."
 )
 
 
-@dataclass
-class Suspect:
-    """A submodule that may be an average of another one.
+class Verdict(Enum):
+    """What becomes of a submodule when what it may be an average of becomes smaller."""
 
-    Args:
-        originals: paths of what it may be an average of: of its values, or else all of its structure.
-        is_equal: whether its values were those of an original, and not the ones and zeros that all norms begin with.
-        runs: whether it runs in the traced call, as a part of the model.
-        total: of the bits of its parameters.
-    """
-
-    originals: tuple[str, ...]
-    is_equal: bool
-    runs: bool
-    total: int
+    FOLLOWS = "it becomes smaller as well"
+    STAYS = "it stays whole, and that is said"
+    OPEN = "further training will show it"
+    APART = "it has nothing to do with that"
 
 
 class Copies:
-    """The submodules of a model that may be averages of others, watched while it trains.
+    """The submodules of a model that may be averages of others.
 
     Args:
-        model: before the first step.
+        model: as it is now.
         couplings: of a call of it.
+        ran: the modules that ran in the step that the call is a part of; None where no step was seen.
+        exclude: patterns of what is left out.
     """
 
-    def __init__(self, model: nn.Module, couplings: Couplings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        couplings: Couplings,
+        ran: Set[nn.Module] | None = None,
+        exclude: Iterable[object] = (),
+    ) -> None:
         self.model = model
-        self.is_seen = False
-        """Whether a step was taken since, so that averages have changed."""
+        self.is_watched = self.trains_on = self.is_seen = False
+        """Whether changes are watched; go on once the model is smaller; and a step was taken, so that there are any."""
         self._is_stepped = False
-        alike: dict[Any, list[str]] = defaultdict(list)
-        for path, module in model.named_modules():
-            if path and _has_values(module):
-                alike[_structure(module)].append(path)
-        used, self.suspects = couplings.used, dict[str, Suspect]()
-        family = {path: paths for paths in alike.values() for path in paths if len(paths) > 1}
-        for path in (
-            path for path, _ in model.named_modules() if path in family
-        ):  # what contains others, first
-            if not any(path.startswith(f"{known}.") for known in self.suspects):
-                self._suspect(path, family[path], used)
+        self.notes: list[str] = []
+        """What is to be said of the last plan."""
+        self.suspects = find_suspects(model, couplings.used, ran, exclude)
 
-    def _suspect(self, path: str, alike: list[str], used: Set[str]) -> None:
-        module = self.model.get_submodule(path)
-        runs = _runs(path, used)
-        if runs and any(p.requires_grad for p in module.parameters()):
-            return  # a part of the model that is trained
-        others = {other: self.model.get_submodule(other) for other in alike if _runs(other, used)}
-        others = {other: found for other, found in others.items() if _are_apart(module, found)}
-        equal = tuple(other for other, found in others.items() if _are_equal(module, found))
-        is_layer = len([m for m in module.modules() if m._parameters]) == 1
-        if others and (equal or not is_layer):
-            is_equal = bool(equal) and _is_drawn(module)
-            self.suspects[path] = Suspect(equal or tuple(others), is_equal, runs, _total(module))
+    def watch(self, *, trains_on: bool) -> None:
+        """See from now on what changes.
+
+        Args:
+            trains_on: whether training goes on once the model has become smaller, so that averages have to follow.
+        """
+        self.is_watched, self.trains_on = True, trains_on
+        for path, suspect in self.suspects.items():
+            suspect.total = total(self.model.get_submodule(path))
+
+    def declare(self, modules: Iterable[nn.Module]) -> None:
+        """Take submodules for averages, of which nothing else tells that they are.
+
+        Raises:
+            ValueError: it is not clear what one of them is an average of.
+        """
+        paths = {module: path for path, module in self.model.named_modules()}
+        for path in (paths[module] for module in modules):
+            known = [s for p, s in self.suspects.items() if p == path or p.startswith(f"{path}.")]
+            if not known or not all(suspect.is_clear for suspect in known):
+                originals = list(dict.fromkeys(o for suspect in known for o in suspect.originals))
+                raise ValueError(
+                    f"`copies` within the model are built as one other submodule of it that the call runs, but got "
+                    f"`{path}`, which is built as {listed(originals) or 'none'}."
+                )
+            for suspect in known:
+                suspect.is_certain = True
 
     def note_gradients(self) -> None:
         """Let go of what gets gradients, a network of its own, of which others may be averages as well."""
         self._is_stepped = True
-        trained = [path for path in self.suspects if any(p.grad is not None for p in self._parameters(path))]
-        for path in trained:
-            del self.suspects[path]
-            own = _structure(self.model.get_submodule(path))
-            for other, suspect in self.suspects.items():
-                if not suspect.is_equal and _structure(self.model.get_submodule(other)) == own:
-                    suspect.originals += (path,)
+        for path, module in self._present().items():
+            if any(p.grad is not None for p in module.parameters()):
+                del self.suspects[path]
+                for other, found in self._present().items():
+                    if not self.suspects[other].is_alike and structure(found) == structure(module):
+                        self.suspects[other].originals += (path,)
 
-    def check(self) -> None:
-        """See once, when the first step was taken, that it is clear what each average is one of.
+    def check(self) -> bool:
+        """See, when the first step was taken, that it is clear what each average is one of, and return that once.
 
         Raises:
             ValueError: it is not.
         """
-        if self._is_stepped and not self.is_seen:
-            self.averages()
-            self.is_seen = True
+        if not self.trains_on or self.is_seen or not self._is_stepped:
+            return False
+        self.averages()
+        self.is_seen = True
+        return True
 
     def averages(self) -> dict[str, str]:
         """Return the paths of the averages, and of what they are averages of.
 
         Raises:
-            ValueError: an average may be one of several submodules, or runs with the model.
+            ValueError: an average of a model that is trained on may be one of several submodules, or runs with it.
         """
-        changed = {path: suspect for path, suspect in self.suspects.items() if self._has_changed(path)}
-        for path, suspect in changed.items():
-            if suspect.runs or len(suspect.originals) > 1:
-                why = "runs in the same call" if suspect.runs else "may be an average of each of them"
-                raise ValueError(
-                    f"`{path}` is built as {listed(suspect.originals)} and changes without gradients, but {why}, so "
-                    f"that it cannot follow when the model becomes smaller. {ADVICE}"
-                )
-        return {path: suspect.originals[0] for path, suspect in changed.items()}
+        return self._originals(self._verdicts(), Verdict.FOLLOWS)
 
-    def staying(self, plan: Plan) -> dict[str, str]:
-        """Return the copies that do not change, of what a plan cuts, with the reason why they stay whole.
+    def joined(self, plan: Plan) -> Plan:
+        """Return a plan that does to averages what it does to what they are averages of; `notes` say what is unsure.
 
         Raises:
-            ValueError: no step was taken yet, so that nothing could have changed.
+            ValueError: no step was taken yet that would show what follows, and training goes on.
         """
-        cut = {*plan.slices, *plan.attributes}
-        found = {
-            path: suspect.originals[0]
-            for path, suspect in self.suspects.items()
-            if suspect.is_equal and not self._has_changed(path)
-            if any(name.startswith(f"{original}.") for original in suspect.originals for name in cut)
-        }
-        for path, original in found.items() if not self.is_seen else ():
-            raise ValueError(
-                f"`{path}` has the values of `{original}`, which becomes smaller before it shows whether that is an "
-                f"average, which follows, or a teacher, which stays. {ADVICE}"
-            )
-        return {
-            path: f"a copy of {original} that has not changed in training" for path, original in found.items()
-        }
+        self.notes, verdicts = [], self._verdicts()
+        for path, original in self._originals(verdicts, Verdict.FOLLOWS, Verdict.STAYS, Verdict.OPEN).items():
+            verdict = verdicts[path]
+            is_cut = mirrored(plan, counterparts(self.model, {path: original})) != plan
+            if is_cut and verdict is Verdict.OPEN and not self.is_seen:
+                raise ValueError(
+                    f"`{path}` has the values of `{original}`, or nearly, which becomes smaller before it shows "
+                    f"whether that is an average, which follows, or a teacher, which stays. {ADVICE}"
+                )
+            if is_cut and (note := self._note(path, self.suspects[path], verdict)):
+                self.notes.append(note)
+        return mirrored(plan, counterparts(self.model, self._originals(verdicts, Verdict.FOLLOWS)))
 
-    def _parameters(self, path: str) -> list[nn.Parameter]:
-        return list(self.model.get_submodule(path).parameters())
+    def _note(self, path: str, suspect: Suspect, verdict: Verdict) -> str | None:
+        if verdict in (Verdict.OPEN, Verdict.STAYS):
+            return f"`{path}` stays whole: {self._why(suspect)}"
+        if suspect.is_certain or suspect.has_changed:
+            return None
+        return (
+            f"`{path}` becomes smaller with `{suspect.originals[0]}`, whose values it had, or nearly: no step of "
+            "training runs it, so that it is taken for an average that is yet to change. Name it in `exclude` if it is "
+            "to stay whole."
+        )
+
+    def _why(self, suspect: Suspect) -> str:
+        if len(suspect.originals) > 1:
+            return f"it may be an average of each of {listed(suspect.originals)}."
+        if self.is_watched:
+            return f"a copy of {suspect.originals[0]} that has not changed in training."
+        return f"it may be an average of {suspect.originals[0]}, or a teacher that was built as it. {HOW}"
+
+    def _verdicts(self) -> dict[str, Verdict]:
+        return {path: self._verdict(path, suspect) for path, suspect in self.suspects.items()}
+
+    def _originals(self, verdicts: Mapping[str, Verdict], *wanted: Verdict) -> dict[str, str]:
+        return {path: self.suspects[path].originals[0] for path, found in verdicts.items() if found in wanted}
+
+    def _verdict(self, path: str, suspect: Suspect) -> Verdict:
+        if suspect.is_spared or not self._is_built_alike(path, suspect):
+            return Verdict.APART
+        if self._has_changed(path):
+            return self._changed(path, suspect)
+        if suspect.runs:
+            is_early = suspect.is_alike and self.trains_on and not self.is_seen
+            return Verdict.OPEN if is_early else Verdict.APART
+        if suspect.is_clear and (suspect.is_certain or (suspect.is_alike and not suspect.is_used)):
+            return Verdict.FOLLOWS
+        if not (suspect.is_alike or suspect.is_certain):
+            return Verdict.APART
+        return Verdict.OPEN if self.trains_on else Verdict.STAYS
+
+    def _changed(self, path: str, suspect: Suspect) -> Verdict:
+        if suspect.is_clear:
+            return Verdict.FOLLOWS
+        if not self.trains_on:
+            return Verdict.APART if suspect.runs else Verdict.STAYS
+        why = "runs in the same call" if suspect.runs else "may be an average of each of them"
+        raise ValueError(
+            f"`{path}` is built as {listed(suspect.originals)} and changes without gradients, but {why}, so that it "
+            f"cannot follow when the model becomes smaller. {ADVICE}"
+        )
 
     def _has_changed(self, path: str) -> bool:
-        return _total(self.model.get_submodule(path)) != self.suspects[path].total
+        suspect = self.suspects[path]
+        if self.is_watched and not suspect.has_changed:
+            suspect.has_changed = total(self.model.get_submodule(path)) != suspect.total
+        return suspect.has_changed
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what is watched since when, safe under `weights_only=True`."""
+    def _present(self) -> dict[str, nn.Module]:
+        """Return the suspects that were not taken out of the model since."""
+        known = dict(self.model.named_modules())
+        return {path: known[path] for path in self.suspects if path in known}
+
+    def _is_built_alike(self, path: str, suspect: Suspect) -> bool:
+        """Whether a submodule is still there, and built as its originals: one that has stayed whole is not."""
+        known = dict(self.model.named_modules())
+        built = [structure(known[name]) for name in (path, *suspect.originals) if name in known]
+        return len(built) == 1 + len(suspect.originals) and all(other == built[0] for other in built)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return what is watched since when, safe under `weights_only=True`; None where nothing is watched."""
+        if not self.is_watched:
+            return None
         return {
             "is_seen": self.is_seen,
             "suspects": {path: dict(vars(s)) for path, s in self.suspects.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Restore what `state_dict` returned, of what is still there."""
+        if state is None or not self.is_watched:
+            return
         known = dict(self.model.named_modules())
         self.is_seen = bool(state["is_seen"])
         self.suspects = {path: Suspect(**own) for path, own in state["suspects"].items() if path in known}
-
-
-def mirrored(plan: Plan, averages: Mapping[str, str]) -> Plan:
-    """Return a plan that does to averages what it does to what they are averages of.
-
-    Args:
-        plan: of a model that holds them.
-        averages: path of an average -> path of what it is one of.
-
-    Example:
-        >>> plan = Plan({"net.weight": {0: (0, 2)}}, {"net.weight": (3, 4), "ema.weight": (3, 4)})
-        >>> mirrored(plan, {"ema": "net"}).slices["ema.weight"]
-        {0: (0, 2)}
-    """
-
-    def moved(name: str) -> list[str]:
-        """Return the names that a name has in the averages."""
-        return [
-            path + name[len(original) :]
-            for path, original in averages.items()
-            if name == original or name.startswith(f"{original}.")
-        ]
-
-    def with_averages(found: Mapping[str, Any]) -> dict[str, Any]:
-        return {**found, **{other: value for name, value in found.items() for other in moved(name)}}
-
-    return replace(
-        plan,
-        slices=with_averages(plan.slices),
-        attributes=with_averages(plan.attributes),
-        replaced=with_averages(plan.replaced),
-        scales=(*plan.scales, *(replace(s, name=other) for s in plan.scales for other in moved(s.name))),
-    )
-
-
-def _structure(module: nn.Module) -> tuple[Any, ...]:
-    """Return what a copy of a module has in common with it: types of modules, names and shapes of tensors."""
-    types = tuple((path, type(m)) for path, m in module.named_modules())
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    return types, tuple((name, tuple(tensor.shape)) for name, tensor in tensors)
-
-
-def _has_values(module: nn.Module) -> bool:
-    """Whether a module has parameters, and all of them plain ones: not lazy, on meta, quantised or spread."""
-    parameters = list(module.parameters())
-    return bool(parameters) and all(type(p) is nn.Parameter and not p.is_meta for p in parameters)
-
-
-def _runs(path: str, used: Set[str]) -> bool:
-    return any(name.startswith(f"{path}.") for name in used)
-
-
-def _are_apart(one: nn.Module, other: nn.Module) -> bool:
-    return not set(map(id, one.parameters())) & set(map(id, other.parameters()))
-
-
-def _are_equal(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def _is_drawn(module: nn.Module) -> bool:
-    """Whether some of the values differ."""
-    return any(bool((p != p.flatten()[:1]).any()) for p in module.parameters())
-
-
-def _total(module: nn.Module) -> int:
-    """Return the sum of the bits of all parameters, as integers: the same on every device."""
-    flat = [p.detach().reshape(-1) for p in module.parameters()]
-    bits = [values.view(INTEGERS.get(values.element_size(), torch.int64)) for values in flat]
-    return sum(int(b.sum(dtype=torch.int64)) * (i + 1) for i, b in enumerate(bits))

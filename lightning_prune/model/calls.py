@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,7 @@ class Call:
         args: its positional arguments.
         kwargs: its keyword arguments.
         autocast: device type and dtype of the autocast region that it was caught in, or None.
+        ran: the modules that ran in the step that it is a part of; None where no step was seen.
 
     Example:
         >>> Call(nn.Linear(2, 3), (torch.zeros(5, 2),), {})().shape
@@ -36,6 +37,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     autocast: tuple[str, torch.dtype] | None = None
+    ran: Set[nn.Module] | None = None
 
     def __call__(self) -> Any:
         """Run the module once more."""
@@ -97,15 +99,18 @@ def capture_call(model: nn.Module) -> Iterator[CallCatcher]:
         >>> caught.call.module is net, caught.call.batch_size
         (True, 5)
     """
-    catcher, best = CallCatcher(), (0, 0)
+    catcher, best, ran = CallCatcher(), (0, 0), set[nn.Module]()
 
     def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal best
-        if torch.compiler.is_compiling() or _is_redirected(module) or (size := _size(module)) <= best:
+        if torch.compiler.is_compiling():
+            return
+        ran.add(module)
+        if _is_redirected(module) or (size := _size(module)) <= best:
             return
         best = size
         args, kwargs = map_tensors(lambda t: t.detach().clone(), (args, kwargs))
-        catcher.call = Call(module, args, kwargs, _autocast(module))
+        catcher.call = Call(module, args, kwargs, _autocast(module), ran)
 
     with ExitStack() as hooks:
         for module in model.modules():

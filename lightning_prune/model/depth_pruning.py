@@ -23,6 +23,7 @@ from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import Masks, Name
 from lightning_prune.graph import Block, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
+from lightning_prune.model.averages import Copies
 from lightning_prune.model.block_budget import CostWithout, check_depth_reach, cost_without, solve_depth
 from lightning_prune.model.block_scores import score_blocks, scored_in
 from lightning_prune.model.calls import Call, replaying
@@ -86,6 +87,7 @@ class DepthPruner:
         self.fraction = 0.0
         self.agree: Callable[[Any], Any] = lambda found: found
         self.cost: CostWithout | None = None
+        self.copies = Copies(model, self.couplings, call.ran, recipe.exclude)
         if recipe.budget is not None:
             self.cost = cost_without(recipe.budget, self.couplings, self.blocks, call)
             check_depth_reach(recipe.budget, self.cost, list(self.blocks), self._most)
@@ -209,6 +211,7 @@ class DepthPruner:
         plan = self.plan()
         if plan.is_empty:
             return plan
+        plan = self.copies.joined(plan)
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.plans.append(plan)
         self.targets = {n: p for n, p in self.model.named_parameters() if n in self.targets}

@@ -61,8 +61,7 @@ class GroupChoice:
         self.fraction = 0.0
         self.agree: Callable[[Any], Any] = lambda found: found
         """What one process has found -> what all go by; each is asked at the same points."""
-        self.copies: Copies | None = None
-        """Submodules that may be averages of others; None where nobody watches them."""
+        self.copies = Copies(model, self.couplings, call.ran, recipe.exclude)
         self._scores: GroupScores | None = None
         self._refresh()
         if not plans_of(model):  # of one that was cut, a checkpoint may know of groups that are none any more

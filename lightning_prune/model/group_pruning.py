@@ -16,7 +16,6 @@ from lightning_prune.graph import Plan, trace
 from lightning_prune.graph.groups import Places
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.apply import Masked
-from lightning_prune.model.averages import mirrored
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_choice import GroupChoice
 from lightning_prune.model.surgery import execute_
@@ -87,10 +86,8 @@ class GroupPruner(GroupChoice, Masked):
         if plan.is_empty:
             self.masks = self._masks()
             return plan
+        plan = self.copies.joined(plan)
         spent = self.contest.cost(self.choice)
-        if self.copies is not None:
-            self.frozen |= self.copies.staying(plan)
-            plan = mirrored(plan, self.copies.averages())
         self.known = self.couplings.left({name: kept for name, (_, kept) in plan.groups.items()})
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.statistics.cut_(self.model, plan.slices)
@@ -136,7 +133,7 @@ class GroupPruner(GroupChoice, Masked):
             "known": dict(self.known),
             "outputs": dict(self.outputs),
             "statistics": self.statistics.state_dict(),
-            "copies": self.copies.state_dict() if self.copies is not None else None,
+            "copies": self.copies.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -169,5 +166,4 @@ class GroupPruner(GroupChoice, Masked):
         self._is_proved = bool(state["is_proved"])
         self.masks, self.fraction = self._masks(), float(state["fraction"])
         self.statistics.load_state_dict(state["statistics"])
-        if self.copies is not None and (copies := state.get("copies")) is not None:
-            self.copies.load_state_dict(copies)
+        self.copies.load_state_dict(state.get("copies"))

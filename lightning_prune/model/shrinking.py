@@ -120,7 +120,9 @@ def shrink(
         forward: (model, batch) -> anything, runs the model on one batch.
         loss: (model, batch) -> scalar, for criteria by gradients.
         optimizers: whose state is cut alike.
-        copies: averages of the model's weights, which are cut alike.
+        copies: averages of the model's weights, which are cut alike; also those of a submodule that the model holds
+            beside it, as in `shrink(model, x, 0.5, copies=[model.ema])`. Torch's `AveragedModel` within the model is
+            found without being named; other submodules that may be averages stay whole, with a warning.
         solver: how the weights that stay make up for those that go, layer by layer: `LeastSquares()`; it needs
             `batches`. `copies` are cut, and not solved for.
         blocks: for a solver, path of the module whose children run one after the other, as decoder layers do; by
@@ -147,6 +149,8 @@ def shrink(
         raise ValueError("`batches` is calibration data, which batch norms need, but got none.")
     pruner = pruner_of(model, recipe, call_of(model, example))
     assert not isinstance(pruner, Pruner)
+    copies, within = list(copies), set(model.modules())
+    pruner.copies.declare(copy for copy in copies if copy in within)
     if batches is not None or not recipe.by_influence:  # which is measured on the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
     pruner.choose_(1.0)
@@ -154,10 +158,10 @@ def shrink(
         if solver is not None:
             assert isinstance(pruner, GroupPruner)
             reconstruct_(pruner, solver, batches, undo, forward=forward, blocks=blocks)
-        plan = pruner.shrink_(optimizers, copies)
+        plan = pruner.shrink_(optimizers, [copy for copy in copies if copy not in within])
         undo.pop_all()
     if reestimate_batch_norm:
         reestimate_batch_norm_(model, batches or (), forward=forward)
-    if missed := shortfall(pruner):
-        warnings.warn(missed, stacklevel=2)
+    for said in (*pruner.copies.notes, *([missed] if (missed := shortfall(pruner)) else [])):
+        warnings.warn(said, stacklevel=2)
     return plan

@@ -5,6 +5,7 @@ from itertools import product
 from operator import attrgetter
 from typing import ClassVar
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,7 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_prune import Channel, Constant, InitialPruning, TrainTimePruning, Window, load_pruned
+from lightning_prune import (
+    Channel,
+    Constant,
+    InitialPruning,
+    PostTrainingPruning,
+    TrainTimePruning,
+    Window,
+    load_pruned,
+)
+from lightning_prune.callbacks.structure import example_call
 from lightning_prune.model.history import plans_of
 from lightning_prune.model.surgery import execute_
 from tests.callbacks.toy import Toy, data, trainer
@@ -53,6 +63,10 @@ class Net(Toy):
     def on_train_batch_end(self, *_):
         if not self.within:
             self.average_()
+
+    def with_data(self):
+        self.train_dataloader = self.val_dataloader = data
+        return self
 
 
 class Deepcopy(Net):
@@ -267,18 +281,24 @@ def test_what_cannot_follow_is_refused_after_the_first_step(kind, path):
     assert fit.global_step == 1 and not plans_of(module)
 
 
-@pytest.mark.parametrize(
-    "callback",
+AT_ONCE = pytest.mark.parametrize(
+    "make",
     [
-        InitialPruning(0.5, **COUPLED),
-        TrainTimePruning(0.5, **COUPLED, schedule=Constant(), window=Window(end=0.0)),
+        lambda **own: InitialPruning(0.5, **COUPLED, **own),
+        lambda **own: TrainTimePruning(0.5, **COUPLED, schedule=Constant(), window=Window(end=0.0), **own),
     ],
-    ids=lambda callback: callback.kind,
+    ids=["initial", "train_time"],
 )
-def test_copies_of_a_model_that_is_smaller_before_they_show_what_they_are_are_refused(callback):
-    module = Deepcopy()
-    with pytest.raises(ValueError, match="`ema` has the values of `body`, which becomes smaller before"):
-        trainer(callback).fit(module, data(), data())
+
+
+@AT_ONCE
+def test_copies_of_a_model_that_is_smaller_before_they_show_what_they_are_are_refused(make):
+    """A step runs it, so that it may be a teacher."""
+    module = MeanTeacher()
+    with pytest.raises(
+        ValueError, match="`ema` has the values of `body`, or nearly, which becomes smaller before"
+    ):
+        trainer(make()).fit(module, data(), data())
     assert not plans_of(module) and module.ema[0].out_features == module.body[0].out_features == 16
 
 
@@ -288,3 +308,83 @@ def test_a_plan_that_is_mirrored_is_replayed_on_a_fresh_model(tmp_path):
     for plan in plans_of(module):
         execute_(fresh, plan)
     assert [p.shape for p in fresh.parameters()] == [p.shape for p in module.parameters()]
+
+
+class Delayed(Deepcopy):
+    """Averages from some step on, which no step before tells."""
+
+    def average_(self):
+        if self.trainer.global_step > 10:
+            super().average_()
+
+
+@AT_ONCE
+@pytest.mark.parametrize("kind", [Deepcopy, Delayed])
+def test_a_copy_that_no_step_runs_becomes_smaller_at_once_and_that_is_said(kind, make):
+    module = kind()
+    with pytest.warns(UserWarning, match="`ema` becomes smaller with `body`, whose values it had"):
+        trainer(make()).fit(module, data(), data())
+    assert plans_of(module) and shapes(module.ema) == shapes(module.body)
+
+
+@AT_ONCE
+def test_a_teacher_that_is_excluded_stays_and_nothing_is_said(make):
+    module = Fixed()
+    before = copy.deepcopy(module.teacher)
+    trainer(make(exclude=["teacher"])).fit(module, data(), data())
+    assert plans_of(module) and shapes(module.teacher) == shapes(before)
+
+
+def shapes(module):
+    return [tuple(p.shape) for p in module.parameters()]
+
+
+def after(**own):
+    return PostTrainingPruning(0.5, **COUPLED, **own)
+
+
+@pytest.mark.parametrize("kind", HOLDING)
+def test_after_training_averages_are_cut_as_what_they_follow(kind):
+    module = run(kind(), after())
+    (plan,) = plans_of(module)
+    dense = run(kind(), L.Callback())
+    for path, original in PAIRS[kind].items():
+        for name, tensor in dense.get_submodule(path).named_parameters():
+            for dim, kept in plan.slices.get(f"{original}.{name}", {}).items():
+                tensor.data = tensor.data.index_select(dim, torch.tensor(kept))
+            assert torch.equal(module.get_submodule(path).get_parameter(name), tensor), (path, name)
+    assert shapes(module.body) != shapes(net())
+
+
+@pytest.mark.parametrize(("kind", "path"), [(Fixed, "teacher"), (MeanTeacher, "ema")])
+def test_without_training_what_a_step_runs_stays_and_that_is_said(kind, path, tmp_path):
+    module = kind()
+    with pytest.warns(UserWarning, match=f"`{path}` stays whole: it may be an average of body, or a teacher"):
+        after().run(trainer(default_root_dir=tmp_path), module.with_data())
+    assert shapes(module.get_submodule(path)) == shapes(net()) != shapes(module.body)
+
+
+def test_without_training_torchs_average_is_cut(tmp_path):
+    module = Averaged()
+    after().run(trainer(default_root_dir=tmp_path), module.with_data())
+    assert shapes(module.average.module) == shapes(module.body) != shapes(net())
+    module.average_()
+
+
+def test_without_training_what_no_step_runs_becomes_smaller_and_that_is_said(tmp_path):
+    module = Deepcopy()
+    with pytest.warns(UserWarning, match="`ema` becomes smaller with `body`"):
+        after().run(trainer(default_root_dir=tmp_path), module.with_data())
+    assert shapes(module.ema) == shapes(module.body) != shapes(net())
+    module.average_()
+
+
+def test_of_manual_optimization_it_is_not_known_what_a_step_runs():
+    """Only the step of validation was seen."""
+    module, fit = MeanTeacher().with_data(), trainer()
+    batch = next(iter(data()))
+    module._trainer = fit
+    seen = example_call(fit, module, batch).ran
+    assert seen is not None and not seen.isdisjoint(module.ema.modules())
+    module.automatic_optimization = False
+    assert example_call(fit, module, batch).ran is None

@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from lightning_prune import Channel, Head
+from lightning_prune import Channel, Head, Layer, shrink
 from lightning_prune.core.recipe import Recipe
-from lightning_prune.graph import Plan, Scale, trace
-from lightning_prune.model.averages import Copies, mirrored
+from lightning_prune.graph import Plan, trace
+from lightning_prune.model.averages import Copies
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
+from lightning_prune.model.skip import Skip
 from lightning_prune.model.surgery import execute_
 
 
@@ -58,7 +60,7 @@ def test_an_average_becomes_what_the_network_becomes(make, granularity, x):
     net = make()
     model = Holder(net, ema=copy.deepcopy(net))
     pruner = GroupPruner(model, Recipe(0.5, granularity=granularity), Call(model, (x,), {}))
-    pruner.copies = Copies(model, pruner.couplings)
+    pruner.copies.watch(trains_on=True)
     move_(model.ema)
     alone = Holder(copy.deepcopy(model.ema))
     pruner.update_(1.0)
@@ -75,27 +77,13 @@ def test_an_average_becomes_what_the_network_becomes(make, granularity, x):
         assert torch.equal(model.ema.state_dict()[name], tensor)
 
 
-def test_everything_of_a_plan_is_mirrored():
-    plan = Plan(
-        {"net.a": {0: (1,)}},
-        {"net.a": (2,), "ema.a": (2,), "network.a": (2,)},
-        attributes={"net": {"width": 1}, "network": {"width": 2}},
-        scales=(Scale("net.a", 0, (1,), 2.0),),
-        replaced={"net.block": "skip"},
-    )
-    found = mirrored(plan, {"ema": "net"})
-    assert found.slices == {"net.a": {0: (1,)}, "ema.a": {0: (1,)}}
-    assert found.attributes == {"net": {"width": 1}, "network": {"width": 2}, "ema": {"width": 1}}
-    assert found.scales == (*plan.scales, Scale("ema.a", 0, (1,), 2.0))
-    assert found.replaced == {"net.block": "skip", "ema.block": "skip"}
-    assert mirrored(plan, {}) == plan
-
-
 def watched(**more):
     torch.manual_seed(0)
     net = mlp()
     model = Holder(net, **{name: make(net) for name, make in more.items()})
-    return model, Copies(model, trace(model, (torch.randn(3, 8),)))
+    copies = Copies(model, trace(model, (torch.randn(3, 8),)))
+    copies.watch(trains_on=True)
+    return model, copies
 
 
 @pytest.mark.parametrize(
@@ -116,8 +104,8 @@ def test_what_may_be_an_average(make, is_suspect):
 
 def test_norms_at_their_first_values_tell_nothing():
     model, copies = watched(norm=lambda net: nn.BatchNorm1d(16))
-    copies.staying(Plan({"net.1.weight": {0: (0,)}}, {"net.1.weight": (16,)}))
-    assert not copies.suspects["norm"].is_equal
+    copies.joined(Plan({"net.1.weight": {0: (0,)}}, {"net.1.weight": (16,)}))
+    assert not copies.suspects["norm"].is_alike and not copies.notes
     move_(model.norm)
     assert copies.averages() == {"norm": "net.1"}
 
@@ -146,6 +134,157 @@ def test_a_state_is_restored():
     state = copies.state_dict()
     move_(model.ema)
     again = Copies(model, trace(model, (torch.randn(3, 8),)))
+    again.watch(trains_on=True)
     assert again.averages() == {}
     again.load_state_dict(state)
     assert again.averages() == {"ema": "net"}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_state_holds_what_has_changed_before(early):
+    model, copies = watched(ema=copy.deepcopy)
+    move_(model.ema)
+    if early:
+        assert copies.averages()
+    again = watched(ema=copy.deepcopy)[1]
+    again.model.load_state_dict(model.state_dict())
+    again.load_state_dict(copies.state_dict())
+    assert again.averages() == {"ema": "net"}
+
+
+def test_a_copy_that_has_stayed_whole_is_an_average_of_nothing_any_more():
+    """A teacher that is replaced by another one later."""
+    model, copies = watched(teacher=copy.deepcopy)
+    copies.is_seen = True
+    plan = trace(model, (torch.randn(3, 8),)).plan({"net.0.weight": torch.arange(16) < 8})
+    assert copies.joined(plan) == plan and len(copies.notes) == 1
+    execute_(model, plan)
+    move_(model.teacher)
+    assert copies.averages() == {}
+
+
+def test_what_was_taken_out_of_the_model_is_no_average_any_more():
+    model, copies = watched(ema=copy.deepcopy, other=copy.deepcopy)
+    move_(model.ema), move_(model.other)
+    del model.ema
+    copies.note_gradients()
+    assert copies.averages() == {"other": "net"}
+    model.net = nn.Identity()
+    assert copies.averages() == {}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net, compiled: Holder(compiled, average=AveragedModel(net)),
+        lambda net, compiled: Holder(compiled, average=AveragedModel(compiled)),
+        lambda net, compiled: Holder(net, average=torch.compile(AveragedModel(net), backend="eager")),
+        lambda net, compiled: Holder(net, average=AveragedModel(net, use_buffers=True)),
+    ],
+    ids=["net", "both", "average", "buffers"],
+)
+def test_what_is_compiled_or_averages_buffers_is_no_exception(make):
+    net = mlp()
+    model = make(net, torch.compile(net, backend="eager"))
+    shrink(model, torch.randn(3, 8), **HALF)
+    assert small(model.net) and small(model.average)
+
+
+def small(net):
+    return [tuple(p.shape) for p in net.parameters()] == [(8, 8), (8,), (8,), (8,), (4, 8), (4,)]
+
+
+HALF = {"sparsity": 0.5, "granularity": Channel(multiple_of=1)}
+
+
+@pytest.mark.parametrize("runs", ["net", "average"])
+def test_in_one_shot_torchs_averages_follow_and_go_on_averaging(runs):
+    class Reading(Holder):
+        def forward(self, x):
+            return getattr(self, runs)(x)
+
+    torch.manual_seed(0)
+    model, x = Reading(net := mlp(), average=AveragedModel(net)), torch.randn(3, 8)
+    model.average.update_parameters(model.net)
+    move_(model.average.module)
+    other = "net" if runs == "average" else "average"
+    expected = Holder(copy.deepcopy(model.get_submodule(other)))
+    plan = shrink(model, x, **HALF)
+    for name, dims in plan.slices.items():
+        if name.startswith(f"{other}."):
+            tensor = expected.get_parameter(name.replace(other, "net", 1)) if "running" not in name else None
+            for dim, kept in dims.items() if tensor is not None else ():
+                tensor.data = tensor.data[kept,] if dim == 0 else tensor.data[:, kept]
+    for own, its in zip(model.get_submodule(other).parameters(), expected.net.parameters(), strict=True):
+        assert torch.equal(own, its)
+    assert small(model.net) and small(model.average.module)
+    model.average.update_parameters(model.net)
+    assert model.average(x).shape == model.net(x).shape
+
+
+def nearby(net):
+    ema = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in ema.parameters():
+            parameter.mul_(0.9)
+    return ema
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, nearby])
+def test_in_one_shot_what_may_be_an_average_or_a_teacher_stays_and_that_is_said(make):
+    model = Holder(net := mlp(), ema=make(net))
+    before = copy.deepcopy(model.ema.state_dict())
+    with pytest.warns(UserWarning, match="`ema` stays whole: it may be an average of net, or a teacher"):
+        shrink(model, torch.randn(3, 8), **HALF)
+    assert small(model.net) and all(torch.equal(model.ema.state_dict()[n], t) for n, t in before.items())
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, nearby])
+def test_in_one_shot_an_average_follows_that_is_named(make):
+    model = Holder(net := mlp(), ema=make(net))
+    outside = make(model)
+    shrink(model, torch.randn(3, 8), **HALF, copies=[model.ema, outside])
+    assert all(map(small, (model.net, model.ema, outside.net, outside.ema)))
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ({"teacher": nearby}, {"exclude": ["teacher"]}),
+        ({"other": lambda net: mlp()}, {}),
+        ({"layer": lambda net: nn.Linear(8, 16)}, {}),
+    ],
+    ids=["excluded", "other", "layer"],
+)
+def test_in_one_shot_nothing_is_said_of_what_is_no_average(more, options):
+    model = Holder(net := mlp(), **{name: make(net) for name, make in more.items()})
+    (name,) = more
+    sizes = [p.shape for p in model.get_submodule(name).parameters()]
+    shrink(model, torch.randn(3, 8), **HALF, **options)
+    assert small(model.net) and [p.shape for p in model.get_submodule(name).parameters()] == sizes
+
+
+def test_what_cannot_be_an_average_is_refused():
+    model = Holder(mlp(), other=nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="but got `other`, which is built as none"):
+        shrink(model, torch.randn(3, 8), **HALF, copies=[model.other])
+    assert model.net[0].out_features == 16
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def test_blocks_that_are_left_out_are_left_out_of_averages():
+    torch.manual_seed(0)
+    net = nn.Sequential(*[Residual() for _ in range(6)], nn.Linear(8, 4))
+    model = Holder(net, average=AveragedModel(net))
+    shrink(model, torch.randn(3, 8), 0.5, granularity=Layer())
+    gone = [isinstance(block, Skip) for block in model.net]
+    assert sum(gone) == 3 and gone == [isinstance(block, Skip) for block in model.average.module]
+    model.average.update_parameters(model.net)
