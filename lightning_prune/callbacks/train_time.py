@@ -29,6 +29,7 @@ from lightning_prune.core.types import (
     Scope,
 )
 from lightning_prune.core.windows import Window
+from lightning_prune.model.averages import Verdict
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.optimizer import parameter_ids
 from lightning_prune.model.regularizing import regularize_, scales_of
@@ -152,10 +153,11 @@ class TrainTimePruning(SoftMasking):
         """Watch activations where an update is near, and see once which submodules are averages of others.
 
         Raises:
-            ValueError: an average that could not follow a smaller model.
+            ValueError: an average that could not follow a smaller model, or a budget that is out of reach, now that it
+                is known what follows.
         """
-        if isinstance(self.pruner, GroupPruner):
-            self.pruner.copies.check()
+        if isinstance(self.pruner, GroupPruner) and self.pruner.copies.check():
+            self.pruner.check_reach(Verdict.OPEN)
         super().on_train_batch_start(trainer, pl_module, batch, *rest)
 
     def on_before_optimizer_step(

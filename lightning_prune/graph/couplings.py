@@ -35,6 +35,8 @@ class Couplings:
     def __init__(self, run: Run, record: Record) -> None:
         self.run, self.record = run, record
         self.shapes = {name: tuple(t.shape) for name, (t, _) in record.tensors.items()}
+        self.followed: Mapping[str, str] = {}
+        """Tensor that does not run -> the one whose sizes it takes on, as an average of it does."""
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -124,20 +126,16 @@ class Couplings:
 
     def sizes(self, counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of all tensors when groups keep `counts` indices; those not named stay whole."""
-        atom_counts = self.by_atom(counts)
+        atom_counts, tensors = self.by_atom(counts), self.record.tensors
         return {
-            name: tuple(size_of(node, atom_counts) for node in types)
-            for name, (_, types) in self.record.tensors.items()
+            name: tuple(size_of(node, atom_counts) for node in tensors[self.followed.get(name, name)][1])
+            for name in tensors
         }
 
     def num_params(self, counts: Mapping[str, int]) -> int:
         """Return the number of parameters of the model when groups keep `counts` indices."""
-        atom_counts = self.by_atom(counts)
-        return sum(
-            math.prod(size_of(node, atom_counts) for node in types)
-            for tensor, types in self.record.tensors.values()
-            if isinstance(tensor, nn.Parameter)
-        )
+        sizes, tensors = self.sizes(counts), self.record.tensors
+        return sum(math.prod(sizes[name]) for name, (t, _) in tensors.items() if isinstance(t, nn.Parameter))
 
     def num_bytes(self, counts: Mapping[str, int]) -> int:
         """Return the bytes of parameters and buffers when groups keep `counts` indices."""

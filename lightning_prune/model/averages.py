@@ -26,7 +26,7 @@ ADVICE = (
 )
 HOW = (
     "An average becomes smaller too as torch's AveragedModel, or in `copies` of `shrink`; name in `exclude` what is to "
-    "stay as it is."
+    "stay as it is. Until then a budget counts it as a part that stays."
 )
 
 
@@ -121,6 +121,19 @@ class Copies:
             ValueError: an average of a model that is trained on may be one of several submodules, or runs with it.
         """
         return self._originals(self._verdicts(), Verdict.FOLLOWS)
+
+    @property
+    def open(self) -> dict[str, str]:
+        """The paths of what further training will show to be averages, or not to be, and of their originals."""
+        return self._originals(self._verdicts(), Verdict.OPEN)
+
+    def names(self, *also: Verdict) -> dict[str, str]:
+        """Return the name of each tensor and module that follows another, and the name of that one.
+
+        Args:
+            also: what is counted among those that follow.
+        """
+        return counterparts(self.model, self._originals(self._verdicts(), Verdict.FOLLOWS, *also))
 
     def joined(self, plan: Plan) -> Plan:
         """Return a plan that does to averages what it does to what they are averages of; `notes` say what is unsure.

@@ -39,7 +39,8 @@ def cost_without(
     root = couplings.run.root
 
     def count(gone: Collection[str]) -> int:
-        left = _tensors_without(root, gone)
+        copies = [path for path, original in couplings.followed.items() if original in gone]
+        left = _tensors_without(root, [*gone, *copies])
         if budget.kind == "params":
             return sum(tensor.numel() for tensor in left if isinstance(tensor, nn.Parameter))
         return sum(tensor.numel() * tensor.element_size() for tensor in left)

@@ -23,7 +23,7 @@ from lightning_prune.core.selection import keep_top
 from lightning_prune.core.types import Masks, Name
 from lightning_prune.graph import Block, Plan, trace
 from lightning_prune.graph.plan_data import from_data, to_data
-from lightning_prune.model.averages import Copies
+from lightning_prune.model.averages import Copies, Verdict
 from lightning_prune.model.block_budget import CostWithout, check_depth_reach, cost_without, solve_depth
 from lightning_prune.model.block_scores import score_blocks, scored_in
 from lightning_prune.model.calls import Call, replaying
@@ -89,6 +89,7 @@ class DepthPruner:
         self.cost: CostWithout | None = None
         self.copies = Copies(model, self.couplings, call.ran, recipe.exclude)
         if recipe.budget is not None:
+            self.couplings.followed = self.copies.names(Verdict.OPEN, Verdict.STAYS)
             self.cost = cost_without(recipe.budget, self.couplings, self.blocks, call)
             check_depth_reach(recipe.budget, self.cost, list(self.blocks), self._most)
         inside = tuple(f"{path}." for path in self.blocks)
@@ -135,6 +136,7 @@ class DepthPruner:
             ValueError: a budget is out of reach in the order in which the blocks are ranked.
         """
         self.fraction = fraction
+        self.couplings.followed = self.copies.names()
         self.scores = self.agree(self._measured())
         if self.recipe.budget is not None and self.recipe.budget.kind == "latency":
             settle_blocks(self.couplings, self.call, self._all_that_may_go, self.frozen.__setitem__)

@@ -14,7 +14,7 @@ from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scoring import group_scores
 from lightning_prune.core.types import GroupScores, Name
 from lightning_prune.graph import Choice, Plan, trace
-from lightning_prune.model.averages import Copies
+from lightning_prune.model.averages import Copies, Verdict
 from lightning_prune.model.budget import out_of_reach
 from lightning_prune.model.calls import Call
 from lightning_prune.model.contest import Contest
@@ -66,7 +66,20 @@ class GroupChoice:
         self._refresh()
         if not plans_of(model):  # of one that was cut, a checkpoint may know of groups that are none any more
             self._check_not_empty()
-            self.contest.check_reach()
+            self.check_reach(Verdict.OPEN, Verdict.STAYS)  # any of them may turn out to follow
+
+    def count_copies_(self, *also: Verdict) -> None:
+        """Let a budget count what follows in the sizes of what it is a copy of, and what other verdicts say of."""
+        self.couplings.followed = self.copies.names(*also)
+
+    def check_reach(self, *also: Verdict) -> None:
+        """Refuse what not even the smallest model reaches, though the copies of these verdicts became smaller, too.
+
+        Raises:
+            ValueError: as for `Contest.check_reach`.
+        """
+        self.count_copies_(*also)
+        self.contest.check_reach()
 
     def _check_not_empty(self) -> None:
         if not self.contest.sizes:
@@ -143,6 +156,7 @@ class GroupChoice:
     def choose_(self, fraction: float) -> None:
         """Choose anew as `update_` does, but change no weight yet."""
         self._check_not_empty()
+        self.count_copies_(*(() if fraction >= 1.0 else (Verdict.OPEN,)))
         weights = group_scores(
             self.statistics.read(), self.scored, criterion=self.recipe.criterion, granularity=Weight()
         )

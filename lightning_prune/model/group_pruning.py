@@ -16,6 +16,7 @@ from lightning_prune.graph import Plan, trace
 from lightning_prune.graph.groups import Places
 from lightning_prune.graph.plan_data import from_data, to_data
 from lightning_prune.model.apply import Masked
+from lightning_prune.model.averages import Verdict
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_choice import GroupChoice
 from lightning_prune.model.surgery import execute_
@@ -87,6 +88,7 @@ class GroupPruner(GroupChoice, Masked):
             self.masks = self._masks()
             return plan
         plan = self.copies.joined(plan)
+        self.count_copies_()
         spent = self.contest.cost(self.choice)
         self.known = self.couplings.left({name: kept for name, (_, kept) in plan.groups.items()})
         execute_(self.model, plan, optimizers=optimizers, copies=copies)
@@ -116,6 +118,7 @@ class GroupPruner(GroupChoice, Masked):
         """See the smaller model's groups, by the names that they had, and let them compete from now on."""
         self.couplings = trace(self.call.module, self.call.args, self.call.kwargs, root=self.model)
         self.couplings.recognise(self.known)
+        self.count_copies_(Verdict.OPEN)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         self.scored = {name: shapes[name] for name in self.scored}
         self.contest.follow(self.couplings, spent, self.scored)

@@ -1,6 +1,7 @@
 """Modules that hold averages of their own weights: these become smaller with them, bit for bit as if cut by hand."""
 
 import copy
+from contextlib import nullcontext
 from itertools import product
 from operator import attrgetter
 from typing import ClassVar
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import (
+    Budget,
     Channel,
     Constant,
     InitialPruning,
@@ -339,6 +341,42 @@ def shapes(module):
     return [tuple(p.shape) for p in module.parameters()]
 
 
+def num(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("shrink", ["end", "update"])
+@pytest.mark.parametrize("kind", [Deepcopy, Averaged, MeanTeacher])
+def test_a_budget_is_met_by_model_and_average(kind, shrink):
+    """It could not be if averages were counted as parts that stay."""
+    callback = TrainTimePruning(
+        budget=Budget(params=0.4), **COUPLED, shrink=shrink, window=Window(every=0.1, end=0.6)
+    )
+    module = run(kind(), callback)
+    assert num(module) / num(kind()) == pytest.approx(0.4, abs=0.02)
+    assert callback.pruner.missed is None and not callback.warnings
+
+
+@pytest.mark.parametrize("own", [{"exclude": ["teacher"]}, {}], ids=["excluded", "found"])
+def test_a_budget_counts_teachers_as_they_are(own):
+    callback = TrainTimePruning(
+        budget=Budget(params=0.75), **COUPLED, window=Window(every=0.1, end=0.6), **own
+    )
+    module = Fixed()
+    with nullcontext() if own else pytest.warns(UserWarning, match="`teacher` stays whole"):
+        run(module, callback)
+    assert num(module) / num(Fixed()) == pytest.approx(0.75, abs=0.02)
+    assert shapes(module.teacher) == shapes(net())
+
+
+def test_a_budget_that_is_out_of_reach_beside_a_teacher_is_refused():
+    callback = TrainTimePruning(budget=Budget(params=0.4), **COUPLED, exclude=["teacher"])
+    fit = trainer(callback)
+    with pytest.raises(ValueError, match=r"params=0.4 is out of reach .* params=0\.5"):
+        fit.fit(Fixed(), data(), data())
+    assert fit.global_step == 0
+
+
 def after(**own):
     return PostTrainingPruning(0.5, **COUPLED, **own)
 
@@ -353,7 +391,7 @@ def test_after_training_averages_are_cut_as_what_they_follow(kind):
             for dim, kept in plan.slices.get(f"{original}.{name}", {}).items():
                 tensor.data = tensor.data.index_select(dim, torch.tensor(kept))
             assert torch.equal(module.get_submodule(path).get_parameter(name), tensor), (path, name)
-    assert shapes(module.body) != shapes(net())
+    assert num(module) < num(kind())
 
 
 @pytest.mark.parametrize(("kind", "path"), [(Fixed, "teacher"), (MeanTeacher, "ema")])

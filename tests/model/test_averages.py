@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_prune import Channel, Head, Layer, shrink
+from lightning_prune import Budget, Channel, Head, Layer, shrink
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.graph import Plan, trace
 from lightning_prune.model.averages import Copies
@@ -160,7 +160,7 @@ def test_a_copy_that_has_stayed_whole_is_an_average_of_nothing_any_more():
     assert copies.joined(plan) == plan and len(copies.notes) == 1
     execute_(model, plan)
     move_(model.teacher)
-    assert copies.averages() == {}
+    assert copies.averages() == copies.open == {}
 
 
 def test_what_was_taken_out_of_the_model_is_no_average_any_more():
@@ -280,11 +280,68 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-def test_blocks_that_are_left_out_are_left_out_of_averages():
+@pytest.mark.parametrize("budget", [None, Budget(params=0.5, tolerance=0.1)])
+def test_blocks_that_are_left_out_are_left_out_of_averages(budget):
     torch.manual_seed(0)
     net = nn.Sequential(*[Residual() for _ in range(6)], nn.Linear(8, 4))
     model = Holder(net, average=AveragedModel(net))
-    shrink(model, torch.randn(3, 8), 0.5, granularity=Layer())
+    total = sum(p.numel() for p in model.parameters())
+    shrink(model, torch.randn(3, 8), None if budget else 0.5, budget=budget, granularity=Layer())
     gone = [isinstance(block, Skip) for block in model.net]
     assert sum(gone) == 3 and gone == [isinstance(block, Skip) for block in model.average.module]
+    if budget:
+        assert sum(p.numel() for p in model.parameters()) / total == pytest.approx(0.5, abs=0.1)
     model.average.update_parameters(model.net)
+
+
+@pytest.mark.parametrize("budget", [Budget(params=0.3), Budget(num_bytes=0.3)])
+def test_a_budget_counts_averages_in_the_sizes_of_what_they_follow(budget):
+    def cost(model):
+        tensors = [*model.parameters(), *(model.buffers() if budget.kind == "num_bytes" else ())]
+        return sum(t.numel() * (t.element_size() if budget.kind == "num_bytes" else 1) for t in tensors)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 4))
+    model = Holder(net, average=AveragedModel(net))
+    dense = cost(model)
+    shrink(model, torch.randn(3, 8), budget=budget, granularity=Channel(multiple_of=1))
+    assert cost(model) / dense == pytest.approx(0.3, abs=0.02)
+
+
+def test_a_budget_counts_with_what_may_still_follow_until_the_end():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 4))
+    model, x = Holder(net, ema=copy.deepcopy(net)), torch.randn(3, 8)
+    recipe = Recipe(None, granularity=Channel(multiple_of=1), budget=Budget(params=0.45))
+    pruner = GroupPruner(model, recipe, Call(model, (x,), {}))
+    pruner.copies.watch(trains_on=True)
+    pruner.copies.is_seen = True
+    pruner.update_(0.9)
+    before = sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        model.ema[0].bias.add_(1)
+    pruner.shrink_()
+    left = sum(p.numel() for p in model.parameters()) / before
+    assert pruner.contest.spent == pytest.approx(left, abs=1e-12)
+    pruner.update_(1.0)
+    pruner.shrink_()
+    left = sum(p.numel() for p in model.parameters()) / before
+    assert left == pytest.approx(0.45, abs=0.02) and pruner.missed is None
+    assert pruner.contest.spent == pytest.approx(left, abs=1e-12)
+
+
+def test_what_a_model_costs_is_told_by_what_has_followed():
+    """Also where an average changes between the last choice and the surgery."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 4))
+    model, x = Holder(net, ema=copy.deepcopy(net)), torch.randn(3, 8)
+    recipe = Recipe(None, granularity=Channel(multiple_of=1), budget=Budget(params=0.8))
+    pruner = GroupPruner(model, recipe, Call(model, (x,), {}))
+    pruner.copies.watch(trains_on=True)
+    before = sum(p.numel() for p in model.parameters())
+    pruner.update_(1.0)
+    move_(model.ema)
+    pruner.shrink_()
+    left = sum(p.numel() for p in model.parameters()) / before
+    assert left < 0.7 and pruner.contest.spent == pytest.approx(left, abs=1e-12)
+    assert pruner.missed == f"Budget(params=0.8) is missed: params are {left:.3f} of the dense model's."
