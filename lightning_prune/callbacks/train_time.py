@@ -114,6 +114,7 @@ class TrainTimePruning(SoftMasking):
         self.regularizer = checked_regularizer(regularizer, granularity)
         self.shrinks = self.shrink in ("end", "update")
         self._peak_lr, self._is_to_shrink = 0.0, False
+        self._awaited: set[str] = set()
 
     @property
     def unguarded(self) -> str | None:
@@ -176,7 +177,7 @@ class TrainTimePruning(SoftMasking):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Take out what is masked, where the time has come."""
-        if self._is_to_shrink:
+        if self._is_to_shrink and not self._is_waiting():
             self._mask_averages_(trainer)
             self._shrink_(trainer, pl_module, self._optimizers, averaged_models(trainer))
         self._is_to_shrink = False
@@ -190,6 +191,21 @@ class TrainTimePruning(SoftMasking):
     def _after_update(self) -> None:
         self._is_to_shrink = self.shrink == "update" or (self.shrink == "end" and self._ramp.is_over)
         self._check_learning_rate()
+
+    def _is_waiting(self) -> bool:
+        """Whether the model stays as it is until a later update, before which a copy may show that it follows."""
+        pruner = self.pruner
+        if self._ramp.is_over or not isinstance(pruner, GroupPruner) or not pruner.masks:
+            return False
+        awaited = pruner.awaited
+        for path in awaited.keys() - self._awaited if pruner.copies.is_seen else ():
+            self._awaited.add(path)
+            self._warn(
+                f"`{path}` has the values of `{awaited[path]}`, or nearly, and has not changed yet: the model becomes "
+                "smaller once it has, as an average does, or else when the ramp ends. Name it in `exclude` if it is a "
+                "teacher that stays as it is."
+            )
+        return bool(awaited)
 
     def _check_learning_rate(self) -> None:
         lr = max(float(group["lr"]) for optimizer in self._optimizers for group in optimizer.param_groups)

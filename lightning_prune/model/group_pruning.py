@@ -19,6 +19,7 @@ from lightning_prune.model.apply import Masked
 from lightning_prune.model.averages import Verdict
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_choice import GroupChoice
+from lightning_prune.model.mirroring import counterparts
 from lightning_prune.model.surgery import execute_
 
 
@@ -65,6 +66,15 @@ class GroupPruner(GroupChoice, Masked):
     def forget(self) -> None:
         """Let all indices compete anew at the next update, those that are masked by now among them."""
         self.choice, self.masks = {}, {}
+
+    @property
+    def awaited(self) -> dict[str, str]:
+        """The copies that further training will show to be averages, or not to be, of what is pruned."""
+        return {
+            path: original
+            for path, original in self.copies.open.items()
+            if any(name in self.targets for name in counterparts(self.model, {path: original}).values())
+        }
 
     def _prove(self, fraction: float) -> None:
         """Find out what cannot follow before anything is masked, by the choice that would be made in the end."""

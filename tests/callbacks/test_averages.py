@@ -337,8 +337,60 @@ def test_a_teacher_that_is_excluded_stays_and_nothing_is_said(make):
     assert plans_of(module) and shapes(module.teacher) == shapes(before)
 
 
+class Target(Deepcopy):
+    """A target network, which each step reads, and which is replaced every so many steps."""
+
+    every = 9
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            told = self.ema(batch[0])
+        return loss + 0.1 * F.mse_loss(self(batch[0]), told)
+
+    def average_(self):
+        step = self.trainer.global_step
+        if step and step % self.every == 0:
+            self.ema.load_state_dict(self.body.state_dict())
+
+
+class Sizes(L.Callback):
+    """Notes the step after which the model has become smaller for the first time."""
+
+    first = None
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if self.first is None and plans_of(pl_module):
+            self.first = trainer.global_step
+
+
 def shapes(module):
     return [tuple(p.shape) for p in module.parameters()]
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_model_waits_for_a_target_network_that_is_not_replaced_yet(within):
+    module, sizes = Target(within=within), Sizes()
+    with pytest.warns(
+        UserWarning, match="`ema` has the values of `body`, or nearly, and has not changed yet"
+    ):
+        trainer(build("update"), sizes).fit(module, data(), data())
+    assert Target.every <= sizes.first < 14
+    assert shapes(module.ema) == shapes(module.body) != shapes(net())
+
+
+@pytest.mark.filterwarnings("ignore:.* has not changed yet")
+def test_a_run_that_waits_is_resumed_bit_for_bit(tmp_path):
+    expected = run(Target(within=True), build("update"), tmp_path).state_dict()
+    for step in (3, 8, 9, 10, 14):
+        found = run(Target(1, within=True), build("update"), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in expected.items()), step
+
+
+def test_a_model_waits_for_no_teacher_that_is_excluded():
+    module, sizes = Fixed(), Sizes()
+    trainer(build("update", exclude=["teacher"]), sizes).fit(module, data(), data())
+    assert sizes.first < Target.every and shapes(module.teacher) == shapes(net()) != shapes(module.body)
 
 
 def num(module):
