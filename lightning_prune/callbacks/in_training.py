@@ -56,6 +56,8 @@ class InTraining(PruningCallback):
         self.ramp: Ramp | None = None
         self._before: dict[str, Any] | None = None
         self._optimizers: list[Optimizer] = []
+        self._seen: list[Optimizer] = []
+        """All of the trainer's, when hooks were set; none where they have to be set anew."""
         self._hooks, self._watching = ExitStack(), ExitStack()
         self._is_counted = self._is_watching = self._is_news = self._is_in_batch = False
 
@@ -102,22 +104,41 @@ class InTraining(PruningCallback):
         """Find the targets, go on from what was loaded, and hook on to the optimizers."""
         self._before, self._is_news = self._take_state(pl_module), True
         self.ramp, self.updates, self.pruner = None, [], None
-        self._optimizers = list(trainer.optimizers)
         if not isinstance(self.recipe.granularity, Couples):
             self.pruner = self._new_pruner(trainer, pl_module)
             check_alone(self, trainer)
             self._go_on()
-            targets = {id(parameter) for parameter in self._pruner.targets.values()}
-            self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
-            if not self._optimizers:
-                names = list(self._pruner.targets)
-                raise ValueError(f"`include` names weights that are trained, but no optimizer steps {names}.")
+        self._hook_on(trainer)
+        if self.pruner is not None and not self._optimizers:
+            names = list(self.pruner.targets)
+            raise ValueError(f"`include` names weights that are trained, but no optimizer steps {names}.")
+
+    def _hook_on(self, trainer: L.Trainer) -> None:
+        """Let masks hold after the steps of all optimizers that step pruned weights."""
         self._hooks.close()
+        self._optimizers = self._seen = list(trainer.optimizers)
+        if isinstance(self.pruner, Pruner):
+            targets = {id(parameter) for parameter in self.pruner.targets.values()}
+            self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
         for optimizer in self._optimizers:
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
         if self.compact and isinstance(self.pruner, Pruner) and self.pruner.can_compact:
             self._compact = CompactOptimizers(self._optimizers)
             self._hooks.callback(self._compact.close)
+
+    def _notice_optimizers(self, trainer: L.Trainer, stepping: Optimizer | None = None) -> None:
+        """Hook on to optimizers that were put in the place of others, even in the middle of their first step.
+
+        That step exchanges nothing: it has begun already. One of the others that is about to step does so first.
+        """
+        if trainer.optimizers == self._seen or (stepping and stepping not in trainer.optimizers):
+            return
+        self._hook_on(trainer)
+        if self.pruner is not None:
+            mask_state_(self._optimizers, self.pruner.targets, self._settled)
+        if stepping is not None:
+            self._compact.close()
+            self._seen = []
 
     def _follow_(self, trainer: L.Trainer, module: L.LightningModule, plan: Plan) -> None:
         """Go on with the smaller model; weights that are not masked yet are found and checked anew in it."""
@@ -171,6 +192,7 @@ class InTraining(PruningCallback):
             ValueError: a layer was added to a model whose layers are coupled.
         """
         self._is_counted, self._is_in_batch = False, True
+        self._notice_optimizers(trainer)
         if self.pruner is None:
             self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
             if self.holds_masks:
@@ -189,6 +211,7 @@ class InTraining(PruningCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Count the step, and note gradients (unscaled, not yet clipped) where the criterion needs them."""
+        self._notice_optimizers(trainer, optimizer)
         if optimizer in self._optimizers:
             self._count()
             if self._is_restful:

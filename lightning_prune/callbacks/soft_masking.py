@@ -65,8 +65,11 @@ class SoftMasking(InTraining):
         Raises:
             ValueError: an optimizer that soft masks cannot be had with.
         """
-        super().on_fit_start(trainer, pl_module)
         self._can_skip = getattr(trainer.precision_plugin, "scaler", None) is not None
+        super().on_fit_start(trainer, pl_module)
+
+    def _hook_on(self, trainer: L.Trainer) -> None:
+        super()._hook_on(trainer)
         if self.masking is not None:
             check_steps(self._optimizers)
             for optimizer in self._optimizers if self._can_skip else ():
@@ -76,6 +79,7 @@ class SoftMasking(InTraining):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the weights wake that this optimizer is about to step, and note gradients with their values."""
+        self._notice_optimizers(trainer, optimizer)
         soft = self.pruner if isinstance(self.pruner, SoftPruner) and optimizer in self._optimizers else None
         ids = parameter_ids([optimizer])
         if soft is not None:
