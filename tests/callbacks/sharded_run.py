@@ -20,6 +20,7 @@ from lightning_prune import (
     OWL,
     APoZ,
     Block,
+    ConstantFanIn,
     GeometricMedian,
     Global,
     Local,
@@ -70,6 +71,15 @@ OTHERS = {
 }
 EARLY = {"early": BY_ROWS["wanda"]}
 CASES = {**BY_ROWS, **PUT_TOGETHER, **OTHERS}
+CUT = {
+    "n-of-m-cut": {"sparsity": None, "scope": NofM()},
+    "per-row": {"scope": PerRow()},
+    "fan-in": {"scope": ConstantFanIn(), "callback": SparseTraining, "exclude": ["net.4"]},
+    "rows-cut": {"granularity": Slice(dim=0), "exclude": ["net.4"]},
+    "columns-cut": {"granularity": Slice(dim=1), "scope": Local()},
+    "blocks-cut": {"granularity": Block(1, 4)},
+}
+"""Cases whose groups, blocks and rows tensor parallelism cuts: 12 inputs of which each of two processes has 6."""
 
 
 EVEN = ("even", "tensor", "both")
@@ -162,7 +172,12 @@ def whole(tensors) -> dict[str, torch.Tensor]:
 
 
 def run(case: str, kind: str, folder: Path, ckpt_path: Path | None = None) -> None:
-    settings = {"sparsity": 0.6, "window": Window(every=0.2), "report": False, **{**CASES, **EARLY}[case]}
+    settings = {
+        "sparsity": 0.6,
+        "window": Window(every=0.2),
+        "report": False,
+        **{**CASES, **EARLY, **CUT}[case],
+    }
     callback = settings.pop("callback", TrainTimePruning)(**settings)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     name = f"{case}-{kind}" + ("-resumed" if ckpt_path else "")
@@ -204,6 +219,8 @@ def run_two(folder: Path) -> None:
     run("early", "sharded", folder)
     for kind in ("full", "tensor"):
         run("local", kind, folder)
+    for case in CUT:
+        run(case, "tensor", folder)
     run("local", "sharded", folder, folder / "local-sharded" / "step=5.ckpt")
     run("local", "full", folder, folder / "local-full" / "step=5.ckpt")
 

@@ -20,7 +20,7 @@ from lightning_prune import (
     WeightRewinding,
 )
 from lightning_prune.callbacks.strategies import check_strategy
-from tests.callbacks.sharded_run import BY_ROWS, CASES, run
+from tests.callbacks.sharded_run import BY_ROWS, CASES, CUT, run
 
 AS_ONE = ("local", "rigl", "rigl-mean")
 """Cases whose gradients choose the masks: those of all processes together."""
@@ -31,7 +31,8 @@ def folder(tmp_path_factory, launch):
     out = tmp_path_factory.mktemp("sharded")
     for case in AS_ONE:
         run(case, "one", out)
-    run("local", "even", out)
+    for case in ("local", *CUT):
+        run(case, "even", out)
     launch("sharded_run.py", out)
     return out
 
@@ -111,6 +112,17 @@ def test_tensor_parallel_weights_are_put_together(folder):
     (expected,) = states(folder, "local-even", 1)
     for found in states(folder, "local-tensor"):
         assert same(found["masks"], expected["masks"]) and found["leaks"] == 0 and not found["by_rows"]
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_what_tensor_parallelism_cuts_is_pruned_as_in_one_process(folder, case):
+    (expected,) = states(folder, f"{case}-even", 1)
+    for found in states(folder, f"{case}-tensor"):
+        assert same(found["masks"], expected["masks"]) and found["leaks"] == 0 and not found["by_rows"]
+        assert found["updates"] == expected["updates"] and len(found["updates"]) > 2
+        for name, weight in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-5, atol=1e-6)
+    assert not all(mask.all() for mask in expected["masks"].values())
 
 
 @pytest.mark.slow
