@@ -74,14 +74,15 @@ class Copies:
         for path, suspect in self.suspects.items():
             suspect.total = total(self.model.get_submodule(path))
 
-    def declare(self, modules: Iterable[nn.Module]) -> None:
-        """Take submodules for averages, of which nothing else tells that they are.
+    def declare(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
+        """Take submodules for averages, of which nothing else tells that they are, and return the other modules.
 
         Raises:
             ValueError: it is not clear what one of them is an average of.
         """
         paths = {module: path for path, module in self.model.named_modules()}
-        for path in (paths[module] for module in modules):
+        given = list(modules)
+        for path in (paths[module] for module in given if module in paths):
             known = [s for p, s in self.suspects.items() if p == path or p.startswith(f"{path}.")]
             if not known or not all(suspect.is_clear for suspect in known):
                 originals = list(dict.fromkeys(o for suspect in known for o in suspect.originals))
@@ -91,6 +92,7 @@ class Copies:
                 )
             for suspect in known:
                 suspect.is_certain = True
+        return [module for module in given if module not in paths]
 
     def note_gradients(self) -> None:
         """Let go of what gets gradients, a network of its own, of which others may be averages as well."""

@@ -149,8 +149,7 @@ def shrink(
         raise ValueError("`batches` is calibration data, which batch norms need, but got none.")
     pruner = pruner_of(model, recipe, call_of(model, example))
     assert not isinstance(pruner, Pruner)
-    copies, within = list(copies), set(model.modules())
-    pruner.copies.declare(copy for copy in copies if copy in within)
+    outside = pruner.copies.declare(copies)
     if batches is not None or not recipe.by_influence:  # which is measured on the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
     pruner.choose_(1.0)
@@ -158,7 +157,7 @@ def shrink(
         if solver is not None:
             assert isinstance(pruner, GroupPruner)
             reconstruct_(pruner, solver, batches, undo, forward=forward, blocks=blocks)
-        plan = pruner.shrink_(optimizers, [copy for copy in copies if copy not in within])
+        plan = pruner.shrink_(optimizers, outside)
         undo.pop_all()
     if reestimate_batch_norm:
         reestimate_batch_norm_(model, batches or (), forward=forward)
