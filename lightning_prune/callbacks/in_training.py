@@ -8,28 +8,26 @@ from typing import Any
 import lightning as L
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches
 from lightning_prune.callbacks.ownership import check_alone, check_as_traced, check_there
 from lightning_prune.callbacks.run_length import resolve_window, steps_done
 from lightning_prune.callbacks.states import restoring
+from lightning_prune.callbacks.stepping import Stepping
 from lightning_prune.callbacks.structure import averaged_models
-from lightning_prune.core.checks import check_flag
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
-from lightning_prune.core.types import Couples, Masks, Prescribes, Schedule
+from lightning_prune.core.types import Couples, Prescribes, Schedule
 from lightning_prune.core.windows import Window
 from lightning_prune.graph import Plan
-from lightning_prune.model.compact import CompactOptimizers
 from lightning_prune.model.group_pruning import GroupPruner
-from lightning_prune.model.optimizer import mask_state_, parameter_ids, trained_ids
+from lightning_prune.model.optimizer import parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 
 RESTFUL = 10  # steps between updates
 
 
-class InTraining(PruningCallback):
+class InTraining(Stepping):
     """Base of the callbacks that prune while a model trains: updates fall due along a ramp, and masks hold in between.
 
     What happens at an update, the pruner's `update_` says, which `_new_pruner` makes. `_begin` is called before the
@@ -48,17 +46,12 @@ class InTraining(PruningCallback):
     def __init__(
         self, recipe: Recipe, *, schedule: Schedule, window: Window, report: bool, compact: bool
     ) -> None:
-        super().__init__(recipe, report=report)
-        self.compact = check_flag("compact", compact)
-        self._compact = CompactOptimizers()
+        super().__init__(recipe, report=report, compact=compact)
         check_timing(schedule, window)
         self.schedule, self.window = schedule, window
         self.ramp: Ramp | None = None
         self._before: dict[str, Any] | None = None
-        self._optimizers: list[Optimizer] = []
-        self._seen: list[Optimizer] = []
-        """All of the trainer's, when hooks were set; none where they have to be set anew."""
-        self._hooks, self._watching = ExitStack(), ExitStack()
+        self._watching = ExitStack()
         self._is_counted = self._is_watching = self._is_news = self._is_in_batch = False
 
     @property
@@ -112,33 +105,6 @@ class InTraining(PruningCallback):
         if self.pruner is not None and not self._optimizers:
             names = list(self.pruner.targets)
             raise ValueError(f"`include` names weights that are trained, but no optimizer steps {names}.")
-
-    def _hook_on(self, trainer: L.Trainer) -> None:
-        """Let masks hold after the steps of all optimizers that step pruned weights."""
-        self._hooks.close()
-        self._optimizers = self._seen = list(trainer.optimizers)
-        if isinstance(self.pruner, Pruner):
-            targets = {id(parameter) for parameter in self.pruner.targets.values()}
-            self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
-        for optimizer in self._optimizers:
-            self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
-        if self.compact and isinstance(self.pruner, Pruner) and self.pruner.can_compact:
-            self._compact = CompactOptimizers(self._optimizers)
-            self._hooks.callback(self._compact.close)
-
-    def _notice_optimizers(self, trainer: L.Trainer, stepping: Optimizer | None = None) -> None:
-        """Hook on to optimizers that were put in the place of others, even in the middle of their first step.
-
-        That step exchanges nothing: it has begun already. One of the others that is about to step does so first.
-        """
-        if trainer.optimizers == self._seen or (stepping and stepping not in trainer.optimizers):
-            return
-        self._hook_on(trainer)
-        if self.pruner is not None:
-            mask_state_(self._optimizers, self.pruner.targets, self._settled)
-        if stepping is not None:
-            self._compact.close()
-            self._seen = []
 
     def _follow_(self, trainer: L.Trainer, module: L.LightningModule, plan: Plan) -> None:
         """Go on with the smaller model; weights that are not masked yet are found and checked anew in it."""
@@ -202,7 +168,7 @@ class InTraining(PruningCallback):
                 self.pruner.check_latency()
             self._begin()
         elif batch_idx == 0 and not self._ramp.is_over:
-            self._check_as_traced()
+            check_as_traced(self._pruner)
         if self._pruner.statistics.activations and self._ramp.is_near and not self._is_watching:
             self._watching.enter_context(self._pruner.statistics.watch())
             self._is_watching = True
@@ -277,12 +243,8 @@ class InTraining(PruningCallback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave no hook behind, and optimizers as they were."""
-        self._hooks.close()
+        super().teardown(trainer, pl_module, stage)
         self._stop_watching()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Leave no hook behind."""
-        self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, steps, updates and nouns, safe under `torch.load(weights_only=True)`."""
@@ -290,16 +252,6 @@ class InTraining(PruningCallback):
         if self.ramp is not None:
             return {**state, "ramp": self.ramp.state_dict()}
         return {**(self._before or {}), **state}
-
-    @property
-    def _settled(self) -> Masks:
-        """The masks of what lives on nowhere, so that optimizers need remember nothing of it."""
-        return self._pruner.masks
-
-    @property
-    def _pruner(self) -> AnyPruner:
-        assert self.pruner is not None
-        return self.pruner
 
     @property
     def _ramp(self) -> Ramp:
@@ -314,18 +266,8 @@ class InTraining(PruningCallback):
     def _update_(self, fraction: float, **when: Any) -> None:
         """Update the masks; what optimizers remember of weights that come back is zero, as the weights are."""
         self._forget()
-        self._check_as_traced()
+        check_as_traced(self._pruner)
         super()._update_(fraction, **when)
-
-    def _check_as_traced(self) -> None:
-        pruner = self._pruner
-        if not isinstance(pruner, Pruner):
-            check_as_traced(pruner)
-
-    def _forget(self) -> None:
-        """Give optimizers their whole state back, and let them remember nothing of what is pruned."""
-        self._compact.release()
-        mask_state_(self._optimizers, self._pruner.targets, self._settled)
 
     def _count(self) -> None:
         """Count a step once a batch, whichever of several optimizers comes first."""

@@ -1,0 +1,90 @@
+"""Optimizers whose steps masks follow: hooked on to, stepped on the survivors alone, and noticed when exchanged."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import lightning as L
+from torch.optim import Optimizer
+
+from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.core.checks import check_flag
+from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.types import Masks
+from lightning_prune.model.compact import CompactOptimizers
+from lightning_prune.model.optimizer import mask_state_, parameter_ids
+from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shrinking import AnyPruner
+
+
+class Stepping(PruningCallback):
+    """Base of the callbacks that act after the steps of optimizers; `_after_step` says what is done.
+
+    Args:
+        recipe: what is pruned.
+        report: as for `PruningCallback`.
+        compact: whether optimizers step the surviving weights alone where that is faster.
+    """
+
+    def __init__(self, recipe: Recipe, *, report: bool, compact: bool) -> None:
+        super().__init__(recipe, report=report)
+        self.compact = check_flag("compact", compact)
+        self._compact, self._hooks = CompactOptimizers(), ExitStack()
+        self._optimizers: list[Optimizer] = []
+        self._seen: list[Optimizer] = []
+        """All of the trainer's, when hooks were set; none where they have to be set anew."""
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Act after a step of one of the optimizers; torch's arguments of a hook."""
+        raise NotImplementedError
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave no hook behind, and optimizers as they were."""
+        self._hooks.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Leave no hook behind."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def _hook_on(self, trainer: L.Trainer) -> None:
+        """Let masks hold after the steps of all optimizers that step pruned weights."""
+        self._hooks.close()
+        self._optimizers = self._seen = list(trainer.optimizers)
+        if isinstance(self.pruner, Pruner):
+            targets = {id(parameter) for parameter in self.pruner.targets.values()}
+            self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
+        for optimizer in self._optimizers:
+            self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
+        if self.compact and isinstance(self.pruner, Pruner) and self.pruner.can_compact:
+            self._compact = CompactOptimizers(self._optimizers)
+            self._hooks.callback(self._compact.close)
+
+    def _notice_optimizers(self, trainer: L.Trainer, stepping: Optimizer | None = None) -> None:
+        """Hook on to optimizers that were put in the place of others, even in the middle of their first step.
+
+        That step exchanges nothing: it has begun already. One of the others that is about to step does so first.
+        """
+        if trainer.optimizers == self._seen or (stepping and stepping not in trainer.optimizers):
+            return
+        self._hook_on(trainer)
+        if self.pruner is not None:
+            mask_state_(self._optimizers, self.pruner.targets, self._settled)
+        if stepping is not None:
+            self._compact.close()
+            self._seen = []
+
+    @property
+    def _settled(self) -> Masks:
+        """The masks of what lives on nowhere, so that optimizers need remember nothing of it."""
+        return self._pruner.masks
+
+    @property
+    def _pruner(self) -> AnyPruner:
+        assert self.pruner is not None
+        return self.pruner
+
+    def _forget(self) -> None:
+        """Give optimizers their whole state back, and let them remember nothing of what is pruned."""
+        self._compact.release()
+        mask_state_(self._optimizers, self._pruner.targets, self._settled)
