@@ -47,6 +47,7 @@ METHODS = {
     "magnitude, per layer": ["one_shot", "pruning/scope=local"],
     "magnitude, global": ["one_shot"],
     "Wanda": ["wanda"],
+    "Wanda, OWL": ["owl"],
     "least squares after magnitude, per layer": ["reconstruct", "pruning/scope=local"],
     "least squares after Wanda": ["wanda", "pruning/solver=least_squares"],
     "SparseGPT": ["sparsegpt"],
@@ -108,7 +109,7 @@ def prunings(sparsities: list[float]) -> list[tuple[str, str, list[str]]]:
             found.append(
                 (method, f"{sparsity:.0%}", [f"pruning={recipe}", *more, f"pruning.sparsity={sparsity}"])
             )
-        if method == "magnitude, global":
+        if method in ("magnitude, global", "Wanda, OWL"):  # patterns set the sparsity of each layer
             continue
         others = [word for word in more if "scope" not in word]
         for cell, (n, m) in PATTERNS.items():
