@@ -56,21 +56,8 @@ class DepthPruner:
         assert isinstance(recipe.granularity, Layer)
         self.model, self.recipe, self.granularity, self.call = model, recipe, recipe.granularity, call
         self.couplings = trace(call.module, call.args, call.kwargs, root=model)
-        is_block = self.granularity.unit == "block"
-        known = self.couplings.blocks if is_block else self.couplings.branches
-        self.blocks = {path: known[path] for path in _selected(list(known), recipe)}
+        self.blocks = self._known_blocks()
         self.num_groups = len(self.blocks)
-        if not self.blocks:
-            raise ValueError(
-                f"`granularity` {self.granularity} leaves out residual {'blocks' if is_block else 'branches'}, but "
-                f"{type(model).__name__} has none that can go: a module that runs once and "
-                + (
-                    "returns its input plus something, "
-                    if is_block
-                    else "whose output is added to the stream, "
-                )
-                + "in the same shape."
-            )
         self.scored = {} if recipe.by_influence else scored_in(model, self.blocks)
         self.statistics = (
             Influence(model, self.blocks, call.module)
@@ -95,6 +82,26 @@ class DepthPruner:
         inside = tuple(f"{path}." for path in self.blocks)
         self.targets = {n: p for n, p in model.named_parameters() if n.startswith(inside)}
         self.shapes = {name: tuple(p.shape) for name, p in self.targets.items()}
+
+    def _known_blocks(self) -> dict[str, Block]:
+        """Return the residual blocks or branches that the recipe names, by path.
+
+        Raises:
+            ValueError: there are none.
+        """
+        is_block = self.granularity.unit == "block"
+        known = self.couplings.blocks if is_block else self.couplings.branches
+        if found := {path: known[path] for path in _selected(list(known), self.recipe)}:
+            return found
+        what, how = (
+            ("blocks", "returns its input plus something")
+            if is_block
+            else ("branches", "whose output is added to the stream")
+        )
+        raise ValueError(
+            f"`granularity` {self.granularity} leaves out residual {what}, but {type(self.model).__name__} has none "
+            f"that can go: a module that runs once and {how}, in the same shape."
+        )
 
     def forget(self) -> None:
         """Do nothing: blocks that are left out are gone."""

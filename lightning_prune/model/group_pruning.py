@@ -27,15 +27,10 @@ class GroupPruner(GroupChoice, Masked):
     """The masks of one model's coupled groups under one recipe, and the surgery that makes them real.
 
     It has the surface of `Pruner`; a mask covers all that a removed index reaches: weights, biases, scales of norms.
+    `update_` and `apply_` change the model's weights, `shrink_` its shapes.
 
     Args:
-        model: it is only read here; `update_` and `apply_` change its weights, `shrink_` its shapes.
-        recipe: what is pruned, and how much of it in the end; its granularity is `Channel` or `Head`.
-        call: an example call of the model or of a part of it, which is traced.
-        trained: as for `Pruner`.
-
-    Raises:
-        ValueError: the recipe does not fit the model, or it has no group that can be pruned.
+        model, recipe, call, trained: as for `GroupChoice`, errors as well.
     """
 
     def __init__(

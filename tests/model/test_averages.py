@@ -308,13 +308,18 @@ def test_a_budget_counts_averages_in_the_sizes_of_what_they_follow(budget):
     assert cost(model) / dense == pytest.approx(0.3, abs=0.02)
 
 
-def test_a_budget_counts_with_what_may_still_follow_until_the_end():
+def watched_with_ema(params):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 4))
-    model, x = Holder(net, ema=copy.deepcopy(net)), torch.randn(3, 8)
-    recipe = Recipe(None, granularity=Channel(multiple_of=1), budget=Budget(params=0.45))
-    pruner = GroupPruner(model, recipe, Call(model, (x,), {}))
+    model = Holder(net, ema=copy.deepcopy(net))
+    recipe = Recipe(None, granularity=Channel(multiple_of=1), budget=Budget(params=params))
+    pruner = GroupPruner(model, recipe, Call(model, (torch.randn(3, 8),), {}))
     pruner.copies.watch(trains_on=True)
+    return model, pruner
+
+
+def test_a_budget_counts_with_what_may_still_follow_until_the_end():
+    model, pruner = watched_with_ema(0.45)
     pruner.copies.is_seen = True
     pruner.update_(0.9)
     before = sum(p.numel() for p in model.parameters())
@@ -332,12 +337,7 @@ def test_a_budget_counts_with_what_may_still_follow_until_the_end():
 
 def test_what_a_model_costs_is_told_by_what_has_followed():
     """Also where an average changes between the last choice and the surgery."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 4))
-    model, x = Holder(net, ema=copy.deepcopy(net)), torch.randn(3, 8)
-    recipe = Recipe(None, granularity=Channel(multiple_of=1), budget=Budget(params=0.8))
-    pruner = GroupPruner(model, recipe, Call(model, (x,), {}))
-    pruner.copies.watch(trains_on=True)
+    model, pruner = watched_with_ema(0.8)
     before = sum(p.numel() for p in model.parameters())
     pruner.update_(1.0)
     move_(model.ema)
