@@ -66,9 +66,12 @@ def find_suspects(
         if any(path.startswith(f"{known}.") for known in found):
             continue
         module, runs = model.get_submodule(path), _runs(path, used)
-        if runs and any(p.requires_grad for p in module.parameters()):
-            continue  # a part of the model that is trained
-        if suspect := _compared(model, path, [other for other in family if _runs(other, used)], runs):
+        if runs and _is_trained(module):
+            continue  # a part of the model
+        others = [other for other in family if _runs(other, used)]
+        if runs:  # averages of what is trained, unlike the layers of a model that is frozen
+            others = [other for other in others if _is_trained(model.get_submodule(other))]
+        if suspect := _compared(model, path, others, runs):
             suspect.is_spared = _are_all_named(path, module, patterns)
             suspect.is_used = ran is None or not ran.isdisjoint(module.modules())
             found[path] = suspect
@@ -95,6 +98,10 @@ def _compared(model: nn.Module, path: str, others: Sequence[str], runs: bool) ->
         is_used=True,
         runs=runs,
     )
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def _runs(path: str, used: Set[str]) -> bool:

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_prune import Budget, Channel, Head, Layer, shrink
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.graph import Plan, trace
-from lightning_prune.model.averages import Copies
+from lightning_prune.model.averages import Copies, Verdict
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.skip import Skip
@@ -345,3 +345,18 @@ def test_what_a_model_costs_is_told_by_what_has_followed():
     left = sum(p.numel() for p in model.parameters()) / before
     assert left < 0.7 and pruner.contest.spent == pytest.approx(left, abs=1e-12)
     assert pruner.missed == f"Budget(params=0.8) is missed: params are {left:.3f} of the dense model's."
+
+
+def test_equal_layers_of_a_frozen_part_are_no_averages_of_each_other():
+    """As they are in a TransformerEncoder, which copies its layer; nor are tables that a step changes by hand."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    frozen = nn.Sequential(*(copy.deepcopy(layer) for _ in range(3))).requires_grad_(False)
+    model, x = nn.Sequential(nn.Linear(8, 8), frozen, nn.Linear(8, 4)), torch.randn(3, 8)
+    pruner = GroupPruner(model, Recipe(0.5, granularity=Channel(multiple_of=1)), Call(model, (x,), {}))
+    pruner.copies.watch(trains_on=True)
+    pruner.update_(0.5)
+    frozen[0][0].bias.add_(1)
+    assert pruner.copies.check() is False and pruner.copies.names(*Verdict) == {}
+    pruner.update_(1.0)
+    assert not pruner.shrink_().is_empty
