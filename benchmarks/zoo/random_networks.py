@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.zoo.example import Example, make_sensitive_
+from benchmarks.zoo.example import Example, make_sensitive_, tensors_in
 from benchmarks.zoo.pieces import Code, Make, Shape, coin, pairs, pictures, sequences, vectors
 
 FAMILIES = {3: pictures, 2: sequences, 1: vectors}
@@ -164,11 +164,24 @@ class Builder:
                     return
 
     def finish(self) -> Example:
-        """Return the last tensor, through a layer mostly, and mostly all others that no piece reads."""
-        last = len(self.tensors) - 1
+        """Return the last tensor, through a layer mostly, and mostly all others that no piece reads; weights matter."""
         if coin(self.draw, 0.8) or not any(True for _ in self.network.parameters()):
-            shape = self.shape(last)
-            self.add(nn.Conv2d(shape[0], 3, 1) if len(shape) == 3 else nn.Linear(shape[-1], 3), last)
+            self._close()
+        example = self._returning()
+        if not any(
+            t.requires_grad for t in tensors_in(self.network(*self.inputs))
+        ):  # they pass all weights by
+            self._close()
+            example = self._returning()
+        return example
+
+    def _close(self) -> None:
+        """Add a last layer."""
+        last, shape = len(self.tensors) - 1, self.shape(len(self.tensors) - 1)
+        self.add(nn.Conv2d(shape[0], 3, 1) if len(shape) == 3 else nn.Linear(shape[-1], 3), last)
+
+    def _returning(self) -> Example:
+        """Choose what is returned: the last tensor, and mostly all others that no piece reads."""
         read = {source for sources in self.network.wiring for source in sources}
         made = range(len(self.inputs), len(self.tensors))
         more = [p for p in made if p not in read or coin(self.draw, 0.05)] if coin(self.draw, 0.8) else []

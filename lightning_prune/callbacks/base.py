@@ -147,7 +147,7 @@ class PruningCallback(L.Callback):
         """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
         pruner = pruner_of(module, self.recipe, example_call(trainer, module, batch), trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):
-            pruner.agree = trainer.strategy.broadcast
+            pruner.agree = pruner.copies.agree = trainer.strategy.broadcast
         if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:
             pruner.contest.measured = Measured(folder / LATENCIES)
         if not isinstance(pruner, Pruner) and (self.shrinks or self.turn == 0):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch.optim import Optimizer
 
 from lightning_prune.callbacks.best_weights import check_has_best, load_best_
 from lightning_prune.callbacks.calibrated import CalibratedPruning
@@ -24,6 +24,7 @@ from lightning_prune.core.granularities import Weight
 from lightning_prune.core.recipe import Recipe, as_text, checked_rounds, checked_solver
 from lightning_prune.core.scopes.rankings import Global
 from lightning_prune.core.types import Couples, Criterion, Granularity, Scope, Solver
+from lightning_prune.model.averages import Copies
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner
 from lightning_prune.model.unfinished import check_left
@@ -110,7 +111,7 @@ class PostTrainingPruning(CalibratedPruning):
         self.solver = checked_solver(solver, granularity, blocks, num_rounds)
         self.blocks = blocks
         self.unfinished = None if unfinished is None else check_path("unfinished", unfinished)
-        self._is_tried = False
+        self._is_tried, self._watching = False, ExitStack()
         self.turn = 2 if isinstance(granularity, Couples) else 3
 
     def describe(self) -> dict[str, str]:
@@ -134,6 +135,7 @@ class PostTrainingPruning(CalibratedPruning):
             ValueError: the recipe does not fit the model, what is to go on is not there, or there will be no best
                 checkpoint.
         """
+        self._is_tried, self.copies = False, None
         self._check_fits(pl_module)
         if self._needs_loss:
             loss_of(pl_module)
@@ -156,19 +158,28 @@ class PostTrainingPruning(CalibratedPruning):
                 pruner = self._coupled(trainer, pl_module, batch)
                 check_alone(self, trainer, pruner)
                 assert not isinstance(pruner, Pruner)
-                self.copies = pruner.copies
-                self.copies.watch(trains_on=False)
+                self._watch(pruner.copies, trainer)
             else:
                 pruner = Pruner(pl_module, self.recipe)
             check_flow(pl_module, pruner.statistics, batch)
         self._is_tried = True
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
-        """See which copies within the module are trained, and so no averages."""
-        if self.copies is not None:
-            self.copies.note_gradients()
+    def _watch(self, copies: Copies, trainer: L.Trainer) -> None:
+        """See from now on which copies within the module change, are run, or are trained."""
+        self.copies = copies
+        copies.watch(trains_on=False)
+        self._watching.callback(copies.close)
+        for optimizer in trainer.optimizers:
+            hook = optimizer.register_step_post_hook(lambda *_: copies.note_gradients())
+            self._watching.callback(hook.remove)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self._watching.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Leave no hook behind."""
+        self._watching.close()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune what was trained, validate it before and after, and save it."""

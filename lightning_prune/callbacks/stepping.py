@@ -42,6 +42,8 @@ class Stepping(PruningCallback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave no hook behind, and optimizers as they were."""
         self._hooks.close()
+        if self.pruner is not None and not isinstance(self.pruner, Pruner):
+            self.pruner.copies.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Leave no hook behind."""

@@ -167,13 +167,17 @@ class TrainTimePruning(SoftMasking):
         """Note gradients, and add to them what the regularizer asks for until the ramp is over."""
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         pruner, penalty = self.pruner, self.regularizer
-        if isinstance(pruner, GroupPruner):
-            pruner.copies.note_gradients()
         if penalty is None or not isinstance(pruner, GroupPruner) or self._ramp.is_over:
             return
         scales = scales_of(pl_module)
         ids = parameter_ids([optimizer])
         regularize_(penalty, pruner.contest.groups, pruner.targets, scales, ids)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """See which copies within the module are trained, and so no averages, while that may still tell."""
+        if isinstance(self.pruner, GroupPruner) and not self._ramp.is_over:
+            self.pruner.copies.note_gradients()
+        super()._after_step(optimizer, args, kwargs)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Take out what is masked, where the time has come."""

@@ -65,6 +65,6 @@ def check_flow(module: L.LightningModule, statistics: Statistics, batch: Any) ->
     if FLOW not in statistics.names:
         return
     flow = Statistics(module, statistics.targets, (FLOW,))
-    with random_states_kept(module.device), silenced(module):
+    with undisturbed(module), silenced(module):
         calibrate(flow, module, [batch], forward=step_of(module))
     flow.read()

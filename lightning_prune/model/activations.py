@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -151,26 +152,31 @@ def _sums_for(kind: str, name: Name, owners: Sequence[tuple[nn.Module, str]]) ->
 
 
 def _finished(kind: str, name: Name, sums: Sequence[_Sum]) -> Tensor:
-    totals = [s.total for s in sums if s.total is not None]
-    count = sum(s.count for s in sums)
-    total = torch.stack(totals).sum(0) if totals else None
-    if is_distributed():
-        total, count = _over_processes(sums[0], total, count)
-    if total is None:
+    """Add up what the layers that hold a weight have seen, in its dims: one may be grouped, and see more features."""
+    found = [(s, *_over_processes(s)) for s in sums]
+    totals = [_spread(s, total) for s, total, _ in found if total is not None]
+    if not totals:
         raise ValueError(
             f"`{name}` has no `{kind}`: nothing flowed through {type(sums[0].layout.module).__name__}.forward, which "
             "was not run, or is not called by what holds it (the output projection of MultiheadAttention). Exclude it."
         )
-    return sums[0].spread(sums[0].reading.finish(total, count))
+    count = sum(count for *_, count in found)
+    return sums[0].reading.finish(reduce(torch.add, totals), count)
 
 
-def _over_processes(like: _Sum, total: Tensor | None, count: int) -> tuple[Tensor | None, int]:
+def _spread(of: _Sum, total: Tensor) -> Tensor:
+    return of.spread(total) if total.dim() == 1 else torch.stack([of.spread(row) for row in total])
+
+
+def _over_processes(of: _Sum) -> tuple[Tensor | None, int]:
     """Add up what the processes have seen; some of them may have seen nothing."""
-    device = next(like.layout.module.parameters()).device
+    total, count = of.total, of.count
+    if not is_distributed():
+        return total, count
+    device = next(of.layout.module.parameters()).device
     found = from_all([total.shape[-1] if total is not None else 0, count], device)
     if (width := max(row[0] for row in found)) == 0:
         return None, 0
-    if total is None:
-        total = like.reading.total(torch.zeros(0, width, device=device))
+    total = of.reading.total(torch.zeros(0, width, device=device)) if total is None else total.clone()
     torch.distributed.all_reduce(total)
     return total, sum(row[1] for row in found)

@@ -2,13 +2,14 @@
 
 A moving average of weights, or a target network, is built as what it follows, gets no gradient, and changes all the
 same. A teacher does not change, and a second network gets gradients. Where nothing has changed, torch's `AveragedModel`
-is an average for certain; and what has the values of another one, or nearly, and never runs, can only be compared with
-it or take its values, and has to be of its shapes.
+is an average for certain; and what has the values of another one, or nearly, while no step runs it, can only be
+compared with it or take its values, and has to be of its shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
@@ -21,8 +22,8 @@ from lightning_prune.model.mirroring import counterparts, mirrored
 from lightning_prune.model.suspects import Suspect, find_suspects
 
 ADVICE = (
-    "Average by Lightning's WeightAveraging, or distil by Distillation, which keep their copies outside of the module; "
-    "name in `exclude` what is to stay as it is; or set shrink='never'."
+    "Average by torch's AveragedModel or Lightning's WeightAveraging, or distil by Distillation, which keeps its copy "
+    "outside of the module; name in `exclude` what is to stay as it is; or set shrink='never'."
 )
 HOW = (
     "An average becomes smaller too as torch's AveragedModel, or in `copies` of `shrink`; name in `exclude` what is to "
@@ -62,6 +63,9 @@ class Copies:
         self._is_stepped = False
         self.notes: list[str] = []
         """What is to be said of the last plan."""
+        self.agree: Callable[[Any], Any] = lambda found: found
+        """What one process has found -> what all go by; each is asked at the same points."""
+        self._hooks = ExitStack()
         self.suspects = find_suspects(model, couplings.used, ran, exclude)
 
     def watch(self, *, trains_on: bool) -> None:
@@ -73,6 +77,22 @@ class Copies:
         self.is_watched, self.trains_on = True, trains_on
         for path, suspect in self.suspects.items():
             suspect.total = total(self.model.get_submodule(path))
+        self._note_uses()
+
+    def _note_uses(self) -> None:
+        """See from now on which suspects run, whoever calls them."""
+        self._hooks.close()
+        for path, module in self._present().items():
+
+            def note(*_: Any, suspect: Suspect = self.suspects[path]) -> None:
+                suspect.is_used = True
+
+            for part in module.modules():
+                self._hooks.callback(part.register_forward_pre_hook(note).remove)
+
+    def close(self) -> None:
+        """Leave no hook behind."""
+        self._hooks.close()
 
     def declare(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
         """Take submodules for averages, of which nothing else tells that they are, and return the other modules.
@@ -97,12 +117,21 @@ class Copies:
     def note_gradients(self) -> None:
         """Let go of what gets gradients, a network of its own, of which others may be averages as well."""
         self._is_stepped = True
-        for path, module in self._present().items():
+        for path, module in self._present().items() if self.suspects else ():
             if any(p.grad is not None for p in module.parameters()):
                 del self.suspects[path]
                 for other, found in self._present().items():
                     if not self.suspects[other].is_alike and structure(found) == structure(module):
                         self.suspects[other].originals += (path,)
+
+    @contextmanager
+    def masking(self) -> Iterator[None]:
+        """Let masks be applied, which are no change that tells of an average; only what runs is reached by them."""
+        self._see_changes()
+        yield
+        for path, module in self._present().items() if self.is_watched else ():
+            if self.suspects[path].runs:
+                self.suspects[path].total = total(module)
 
     def check(self) -> bool:
         """See, when the first step was taken, that it is clear what each average is one of, and return that once.
@@ -175,20 +204,36 @@ class Copies:
         return f"it may be an average of {suspect.originals[0]}, or a teacher that was built as it. {HOW}"
 
     def _verdicts(self) -> dict[str, Verdict]:
-        return {path: self._verdict(path, suspect) for path, suspect in self.suspects.items()}
+        self._see_changes()
+        built = {path: structure(module) for path, module in self._present(with_originals=True).items()}
+        return {path: self._verdict(suspect, built, path) for path, suspect in self.suspects.items()}
+
+    def _see_changes(self) -> None:
+        """See what has changed and what runs: on one process, for all of them."""
+        for path, module in self._present().items() if self.is_watched else ():
+            suspect = self.suspects[path]
+            suspect.has_changed = suspect.has_changed or total(module) != suspect.total
+        if self.suspects:
+            seen = self.agree({path: (s.has_changed, s.is_used) for path, s in self.suspects.items()})
+            for path, suspect in self.suspects.items():
+                suspect.has_changed, suspect.is_used = seen[path]
 
     def _originals(self, verdicts: Mapping[str, Verdict], *wanted: Verdict) -> dict[str, str]:
         return {path: self.suspects[path].originals[0] for path, found in verdicts.items() if found in wanted}
 
-    def _verdict(self, path: str, suspect: Suspect) -> Verdict:
-        if suspect.is_spared or not self._is_built_alike(path, suspect):
+    def _verdict(self, suspect: Suspect, built: Mapping[str, object], path: str) -> Verdict:
+        """Return what becomes of a suspect; one that has stayed whole is not built as its originals any more."""
+        if suspect.is_spared or any(
+            built.get(path) != built.get(other, "gone") for other in suspect.originals
+        ):
             return Verdict.APART
-        if self._has_changed(path):
+        if suspect.has_changed:
             return self._changed(path, suspect)
         if suspect.runs:
             is_early = suspect.is_alike and self.trains_on and not self.is_seen
             return Verdict.OPEN if is_early else Verdict.APART
-        if suspect.is_clear and (suspect.is_certain or (suspect.is_alike and not suspect.is_used)):
+        is_at_rest = suspect.is_alike and self._is_stepped and not suspect.is_used
+        if suspect.is_clear and (suspect.is_certain or is_at_rest):
             return Verdict.FOLLOWS
         if not (suspect.is_alike or suspect.is_certain):
             return Verdict.APART
@@ -205,22 +250,11 @@ class Copies:
             f"cannot follow when the model becomes smaller. {ADVICE}"
         )
 
-    def _has_changed(self, path: str) -> bool:
-        suspect = self.suspects[path]
-        if self.is_watched and not suspect.has_changed:
-            suspect.has_changed = total(self.model.get_submodule(path)) != suspect.total
-        return suspect.has_changed
-
-    def _present(self) -> dict[str, nn.Module]:
-        """Return the suspects that were not taken out of the model since."""
-        known = dict(self.model.named_modules())
-        return {path: known[path] for path in self.suspects if path in known}
-
-    def _is_built_alike(self, path: str, suspect: Suspect) -> bool:
-        """Whether a submodule is still there, and built as its originals: one that has stayed whole is not."""
-        known = dict(self.model.named_modules())
-        built = [structure(known[name]) for name in (path, *suspect.originals) if name in known]
-        return len(built) == 1 + len(suspect.originals) and all(other == built[0] for other in built)
+    def _present(self, *, with_originals: bool = False) -> dict[str, nn.Module]:
+        """Return the suspects that were not taken out of the model since, and what they may be averages of."""
+        known = dict(self.model.named_modules()) if self.suspects else {}
+        others = [other for s in self.suspects.values() for other in s.originals] if with_originals else []
+        return {path: known[path] for path in (*self.suspects, *others) if path in known}
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return what is watched since when, safe under `weights_only=True`; None where nothing is watched."""
@@ -238,3 +272,4 @@ class Copies:
         known = dict(self.model.named_modules())
         self.is_seen = bool(state["is_seen"])
         self.suspects = {path: Suspect(**own) for path, own in state["suspects"].items() if path in known}
+        self._note_uses()

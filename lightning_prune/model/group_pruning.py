@@ -56,7 +56,8 @@ class GroupPruner(GroupChoice, Masked):
     def mask_(self) -> None:
         """Mask what the present choice removes."""
         self.masks = self._masks()
-        self.apply_()
+        with self.copies.masking():
+            self.apply_()
 
     def forget(self) -> None:
         """Let all indices compete anew at the next update, those that are masked by now among them."""
@@ -96,7 +97,8 @@ class GroupPruner(GroupChoice, Masked):
         self.count_copies_()
         spent = self.contest.cost(self.choice)
         self.known = self.couplings.left({name: kept for name, (_, kept) in plan.groups.items()})
-        execute_(self.model, plan, optimizers=optimizers, copies=copies)
+        with self.copies.masking():
+            execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.statistics.cut_(self.model, plan.slices)
         self.plans.append(plan)
         self.choice, self.masks = {}, {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune.core.packing import INTEGERS
@@ -32,7 +33,7 @@ def families(model: nn.Module) -> dict[str, list[str]]:
 
 def structure(module: nn.Module) -> tuple[Any, ...]:
     """Return what a copy of a module has in common with it: types of modules, names and shapes of tensors."""
-    types = tuple((path, type(m)) for path, m in module.named_modules())
+    types = tuple((path, type_before_parametrizations(m)) for path, m in module.named_modules())
     tensors = (*module.named_parameters(), *module.named_buffers())
     return types, tuple((name, tuple(tensor.shape)) for name, tensor in tensors)
 

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import (
@@ -278,7 +279,7 @@ class InForward(Deepcopy):
 def test_what_cannot_follow_is_refused_after_the_first_step(kind, path):
     module = kind()
     fit = trainer(build())
-    with pytest.raises(ValueError, match=rf"`{path}` is built as .* Average by Lightning's WeightAveraging"):
+    with pytest.raises(ValueError, match=rf"`{path}` is built as .* Average by torch's AveragedModel"):
         fit.fit(module, data(), data())
     assert fit.global_step == 1 and not plans_of(module)
 
@@ -294,14 +295,22 @@ AT_ONCE = pytest.mark.parametrize(
 
 
 @AT_ONCE
-def test_copies_of_a_model_that_is_smaller_before_they_show_what_they_are_are_refused(make):
-    """A step runs it, so that it may be a teacher."""
-    module = MeanTeacher()
+@pytest.mark.parametrize("kind", [MeanTeacher, Deepcopy])
+def test_copies_of_a_model_that_is_smaller_before_they_show_what_they_are_are_refused(kind, make):
+    module = kind()
     with pytest.raises(
         ValueError, match="`ema` has the values of `body`, or nearly, which becomes smaller before"
     ):
         trainer(make()).fit(module, data(), data())
     assert not plans_of(module) and module.ema[0].out_features == module.body[0].out_features == 16
+
+
+@AT_ONCE
+def test_torchs_average_is_certain_before_the_first_step(make):
+    module = Averaged()
+    module.average.requires_grad_(False)
+    trainer(make()).fit(module, data(), data())
+    assert plans_of(module) and shapes(module.average.module) == shapes(module.body)
 
 
 def test_a_plan_that_is_mirrored_is_replayed_on_a_fresh_model(tmp_path):
@@ -316,17 +325,116 @@ class Delayed(Deepcopy):
     """Averages from some step on, which no step before tells."""
 
     def average_(self):
-        if self.trainer.global_step > 10:
+        if self.trainer.global_step > 30:
             super().average_()
 
 
-@AT_ONCE
-@pytest.mark.parametrize("kind", [Deepcopy, Delayed])
-def test_a_copy_that_no_step_runs_becomes_smaller_at_once_and_that_is_said(kind, make):
-    module = kind()
+@pytest.mark.parametrize(
+    "make", [build, lambda: build("update"), lambda: PostTrainingPruning(0.5, **COUPLED)]
+)
+def test_a_copy_that_no_step_runs_becomes_smaller_and_that_is_said(make):
+    module = Delayed()
     with pytest.warns(UserWarning, match="`ema` becomes smaller with `body`, whose values it had"):
         trainer(make()).fit(module, data(), data())
     assert plans_of(module) and shapes(module.ema) == shapes(module.body)
+
+
+class Taught(Net):
+    """A teacher that a step runs in training only, from some epoch on, or in validation alone."""
+
+    how = "training"
+
+    def also(self):
+        self.teacher = copy.deepcopy(self.body).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        runs = {"training": self.training, "later": self.current_epoch > 0, "validation": False}[self.how]
+        loss = super().training_step(batch, batch_idx)
+        return loss + F.mse_loss(self(batch[0]), self.teacher(batch[0])) if runs else loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("agreement", F.mse_loss(self(batch[0]), self.teacher(batch[0])))
+
+
+@pytest.mark.parametrize("how", ["training", "later", "validation"])
+@pytest.mark.parametrize("make", [build, lambda: PostTrainingPruning(0.5, **COUPLED)], ids=["train", "post"])
+def test_a_teacher_stays_whole_whenever_it_runs(make, how, monkeypatch):
+    monkeypatch.setattr(Taught, "how", how)
+    module = Taught()
+    with pytest.warns(UserWarning, match="`teacher` stays whole"):
+        trainer(make()).fit(module, data(), data())
+    assert plans_of(module) and shapes(module.teacher) == shapes(net())
+    assert not any(part._forward_pre_hooks for part in module.teacher.modules())
+
+
+class RawTwins(Net):
+    """Two networks of their own optimizers, which are stepped past Lightning."""
+
+    def also(self):
+        self.other, self.automatic_optimization = net(), False
+
+    def training_step(self, batch, batch_idx):
+        for part, optimizer in zip(
+            (self.body, self.other), self.optimizers(use_pl_optimizer=False), strict=True
+        ):
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(part(batch[0]), batch[1]))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.body, self.other)]
+
+
+class Beside(Net):
+    """A frozen copy that is added to what is trained from it, both cut alike."""
+
+    def also(self):
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        self.locked, self.control = nn.Linear(8, 16), nn.Linear(8, 16)
+        self.locked.load_state_dict(self.control.state_dict())
+        self.locked.requires_grad_(False)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.body(x) + self.last((self.locked(x) + self.control(x)).relu())
+
+
+@pytest.mark.parametrize("make", [build, lambda: PostTrainingPruning(0.5, **COUPLED)], ids=["train", "post"])
+def test_what_is_trained_past_lightning_is_no_average(make):
+    module = RawTwins()
+    trainer(make()).fit(module, data(), data())
+    assert plans_of(module) and shapes(module.other) == shapes(net()) != shapes(module.body)
+
+
+@pytest.mark.parametrize("make", [build, lambda: build("update")], ids=["end", "update"])
+def test_masks_are_no_change_that_tells_of_an_average(make):
+    module = run(Beside(), make())
+    assert module.locked.out_features == module.control.out_features < 16
+
+
+class Normed(Deepcopy):
+    """The average is built as its network is, and not copied from it."""
+
+    def also(self):
+        def normed():
+            return nn.Sequential(
+                nn.Linear(8, 16), nn.ReLU(), spectral_norm(nn.Linear(16, 8)), nn.Linear(8, 4)
+            )
+
+        self.body, self.ema = normed(), normed().requires_grad_(False)
+        self.ema.load_state_dict(self.body.state_dict())
+
+
+def test_parametrized_averages_follow_as_wholes():
+    module = run(Normed(), build("update"))
+    assert shapes(module.ema) == shapes(module.body) and len(plans_of(module)) > 1
+
+
+def test_a_second_fit_of_another_module_is_watched_anew():
+    callback = PostTrainingPruning(0.5, **COUPLED)
+    for module in (MeanTeacher(), MeanTeacher(seed=1)):
+        trainer(callback).fit(module, data(), data())
+        assert shapes(module.ema) == shapes(module.body) != shapes(net())
 
 
 @AT_ONCE
@@ -446,8 +554,8 @@ def test_after_training_averages_are_cut_as_what_they_follow(kind):
     assert num(module) < num(kind())
 
 
-@pytest.mark.parametrize(("kind", "path"), [(Fixed, "teacher"), (MeanTeacher, "ema")])
-def test_without_training_what_a_step_runs_stays_and_that_is_said(kind, path, tmp_path):
+@pytest.mark.parametrize(("kind", "path"), [(Fixed, "teacher"), (MeanTeacher, "ema"), (Deepcopy, "ema")])
+def test_without_training_what_may_be_a_teacher_stays_and_that_is_said(kind, path, tmp_path):
     module = kind()
     with pytest.warns(UserWarning, match=f"`{path}` stays whole: it may be an average of body, or a teacher"):
         after().run(trainer(default_root_dir=tmp_path), module.with_data())
@@ -458,14 +566,6 @@ def test_without_training_torchs_average_is_cut(tmp_path):
     module = Averaged()
     after().run(trainer(default_root_dir=tmp_path), module.with_data())
     assert shapes(module.average.module) == shapes(module.body) != shapes(net())
-    module.average_()
-
-
-def test_without_training_what_no_step_runs_becomes_smaller_and_that_is_said(tmp_path):
-    module = Deepcopy()
-    with pytest.warns(UserWarning, match="`ema` becomes smaller with `body`"):
-        after().run(trainer(default_root_dir=tmp_path), module.with_data())
-    assert shapes(module.ema) == shapes(module.body) != shapes(net())
     module.average_()
 
 

@@ -95,6 +95,33 @@ def test_several_batches_and_shared_layers_add_up():
     torch.testing.assert_close(shared["0.weight"]["input_norm"][0], expected)
 
 
+class Grouped(nn.Module):
+    """A weight that a plain and a grouped convolution share, which see one and two channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.grouped = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, groups=2)
+        self.grouped.weight = self.plain.weight
+
+    def forward(self, x):
+        return self.grouped(self.plain(x))
+
+
+def test_layers_of_other_widths_share_a_weight():
+    net, x = Grouped(), torch.randn(3, 1, 8, 8)
+    stats, _ = collect(net, ACTIVATIONS, x)
+    first = net.plain(x).detach()
+    seen = [torch.cat([x.flatten(), first[:, channel].flatten()]).norm() for channel in range(2)]
+    torch.testing.assert_close(stats["plain.weight"]["input_norm"].flatten(), torch.stack(seen))
+    outputs = torch.cat([t.movedim(1, -1).flatten(0, -2) for t in (first, net.grouped(first).detach())])
+    for kind, expected in {
+        "output_mean": outputs.abs().mean(0),
+        "output_positive": (outputs > 0).float().mean(0),
+        "output_variance": outputs.var(0, correction=0),
+    }.items():
+        torch.testing.assert_close(stats["plain.weight"][kind].flatten(), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_low_precision_is_summed_in_float32(dtype):
     layer, x = nn.Linear(4, 4).to(dtype), torch.full((5000, 4), 0.01, dtype=dtype)
