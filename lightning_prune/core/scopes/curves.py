@@ -76,7 +76,8 @@ class Allocated:
 
     Cost: as for `Local`; the curves are those of `sensitivity`.
 
-    When: a trained model whose layers differ in what they bear, after `python sensitivity.py`, for any sparsity that its curves reach.
+    When: a trained model whose layers differ in what they bear, after `sensitivity`, for any sparsity that its curves
+        reach.
 
     Args:
         curves: pattern (`core.patterns`) -> sparsity in [0, 1) -> loss, lower is better, with the dense model's at 0,
