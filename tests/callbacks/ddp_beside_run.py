@@ -1,5 +1,6 @@
 """Run by `test_ddp_beside.py`, in two processes: pruning with what else a run may have, under DDP."""
 
+import copy
 import os
 import sys
 from itertools import product
@@ -64,6 +65,19 @@ ACCUMULATED = {
     "movement": {"criterion": Movement()},
 }
 """Cases on batches of which one process can have the whole."""
+
+
+class AveragedByOne(Sharded):
+    """An average within the module that the first process alone keeps, as many do."""
+
+    def __init__(self):
+        super().__init__()
+        self.ema = copy.deepcopy(self.body).requires_grad_(False)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_):
+        for average, own in zip(self.ema.parameters(), self.body.parameters(), strict=True):
+            average.lerp_(own, 0.1) if self.trainer.is_global_zero else None
 
 
 class Start(First):
@@ -143,7 +157,15 @@ def run_accumulated(case: str, folder: Path) -> None:
     save(fit, module, callback, folder / f"{case}-{'halves' if fit.world_size > 1 else 'wholes'}")
 
 
+def run_averaged_by_one(folder: Path) -> None:
+    callback = TrainTimePruning(0.7, report=False, window=Window(every=0.1), **COUPLED, shrink="update")
+    fit = trainer(callback, max_epochs=3, default_root_dir=folder / "by_one", **several())
+    fit.fit(module := AveragedByOne())
+    torch.save([plan.slices for plan in plans_of(module)], folder / f"by-one-{fit.global_rank}.pt")
+
+
 def run_two(folder: Path) -> None:
+    run_averaged_by_one(folder)
     for case in CASES:
         run(case, folder)
         run(case, folder, folder / case / f"step={MIDDLE // CASES[case].get('accumulate', 1)}.ckpt")

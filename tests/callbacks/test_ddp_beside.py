@@ -80,6 +80,11 @@ def test_a_resumed_run_goes_on_bit_for_bit(folder, case, rank):
         assert all(torch.equal(average, theirs[name]) for name, average in ours.items())
 
 
+def test_ranks_agree_on_an_average_that_one_of_them_keeps(folder):
+    first, second = (torch.load(folder / f"by-one-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first == second and any(name.startswith("ema.") for slices in first for name in slices)
+
+
 def mean(case, snapshots):
     """Return what Lightning's averages are by their definitions, of weights that were cut to the last size."""
     if case.startswith("ema"):
