@@ -254,6 +254,31 @@ def test_what_flow_reaches_is_pruned_and_the_check_leaves_no_trace():
     assert not module.embedding.weight[~mask].any()
 
 
+class Counting(Toy):
+    """Keeps count of its steps, in an attribute and in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        self.calls += 1
+        self.seen += 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_the_check_of_the_flow_is_no_step():
+    starts = []
+
+    class First(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            starts.append((trainer.global_step, module.calls, int(module.seen)))
+
+    trainer(pruning(criterion=SynFlow(), include=["body"]), First()).fit(Counting(), data(), data())
+    assert all(step == calls == seen for step, calls, seen in starts) and starts
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
