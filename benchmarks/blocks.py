@@ -39,6 +39,7 @@ class Ledger:
         """Run the blocks that are missing, no new one once the seconds are over; with `redo`, those that failed too."""
         end = time.monotonic() + options.seconds
         missing = [k for k in keys if k not in self.blocks or (options.redo and self.blocks[k]["failed"])]
+        at = revision()  # before workers are forked, which would inherit the pipe that git answers through
         with multiprocessing.get_context("fork").Pool(options.processes, maxtasksperchild=1) as pool:
             for place in range(0, len(missing), options.processes):
                 if time.monotonic() > end:
@@ -46,9 +47,7 @@ class Ledger:
                     return
                 some = missing[place : place + options.processes]
                 made = pool.map(_Timed(trials), some, chunksize=1)
-                self.store(
-                    {key: {"revision": revision()} | block for key, block in zip(some, made, strict=True)}
-                )
+                self.store({key: {"revision": at} | block for key, block in zip(some, made, strict=True)})
 
     def store(self, blocks: dict[str, Block]) -> None:
         for row in (row for block in blocks.values() for row in block["failed"]):
