@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lightning_prune.model.prices import CostOf, Counts
 
 NUM_BISECTIONS = 24
 NUM_MEASURED = 8
+MAX_TRIED = 1 << 12  # choices: all are tried where there are no more
 MAX_PAIRED = 40  # groups: their pairs are tried; more of them are fine enough one by one
 Ties: TypeAlias = Sequence[Sequence[str]]
 
@@ -32,8 +34,9 @@ def solve(
     """Return the numbers whose cost is nearest to the budget, among those that scores and scope give.
 
     Sparsity is bisected; then single groups are moved by one allowed step at a time, whichever brings the cost nearest
-    to the budget. What takes long to find out, as a latency does, is asked for a few times only: where it jumps between
-    two choices, the first groups are taken from the one and the rest from the other, and `guide` picks the moves.
+    to the budget; of few small groups, which cannot be cut finely, everything is tried if need be. What takes long to
+    find out, as a latency does, is asked for a few times only: where it jumps between two choices, the first groups are
+    taken from the one and the rest from the other, and `guide` picks the moves.
 
     Args:
         budget: what may be spent.
@@ -57,6 +60,9 @@ def solve(
     def distance(counts: Counts) -> float:
         return abs(cost_of(counts) - budget.fraction)
 
+    def change(counts: Counts) -> int:
+        return sum(abs(kept - best[name]) for name, kept in counts.items())
+
     sizes = {name: len(found) for name, found in scores.items()}
     least = sum(allowed(0, size, granularity) for size in sizes.values())
     most = 1.0 - least / sum(sizes.values())
@@ -64,6 +70,10 @@ def solve(
     moves = _Moves(sizes, granularity, ties)
     if guide is None:
         best = _approached(budget, cost_of, best, moves)
+        if distance(best) > budget.tolerance:
+            best = min(
+                (best, *moves.everything()), key=lambda c: (max(distance(c), budget.tolerance), change(c))
+            )
     else:
         best = min((best, _between(budget, cost_of, above, below, ties)), key=distance)
         best = _guided(budget, cost_of, guide, best, moves)
@@ -152,15 +162,29 @@ class _Moves:
     ties: Ties
 
     def __call__(self, counts: Counts) -> list[Counts]:
-        together = {
-            name: [other for other in tie if other in self.sizes] for tie in self.ties for name in tie
-        }
-        found = []
+        together, found = self._together(), []
         for name, size in self.sizes.items():
             step = self.granularity.step(size)
             for kept in {allowed(counts[name] + d, size, self.granularity) for d in (-step, step)}:
-                found.append(counts | dict.fromkeys(together.get(name, [name]), kept))
+                found.append(counts | dict.fromkeys(together[name], kept))
         return found
+
+    def everything(self) -> list[Counts]:
+        """Return all there is to choose from, or nothing where it is more than `MAX_TRIED`."""
+        units = list(dict.fromkeys(self._together().values()))
+        sizes = [self.sizes[unit[0]] for unit in units]
+        grids = [sorted({allowed(n, size, self.granularity) for n in range(size + 1)}) for size in sizes]
+        if math.prod(map(len, grids)) > MAX_TRIED:
+            return []
+        return [
+            {name: kept for unit, kept in zip(units, picked, strict=True) for name in unit}
+            for picked in itertools.product(*grids)
+        ]
+
+    def _together(self) -> dict[str, tuple[str, ...]]:
+        """Return the groups that move with each one, itself among them."""
+        tied = {name: tuple(n for n in tie if n in self.sizes) for tie in self.ties for name in tie}
+        return {name: tied.get(name, (name,)) for name in self.sizes}
 
 
 def _approached(budget: Budget, cost_of: CostOf, best: Counts, moves: _Moves) -> Counts:
