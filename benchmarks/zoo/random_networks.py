@@ -198,4 +198,7 @@ def random_network(seed: int) -> Example:
         builder.grow()
     if coin(builder.draw, 0.15):
         builder.tie()
-    return make_sensitive_(builder.finish(), seed)
+    example = builder.finish()
+    if not any(t.requires_grad for t in tensors_in(example.model(*example.args))):
+        return random_network(seed + 10**7)  # no weight matters, and no layer fits behind what is returned
+    return make_sensitive_(example, seed)
