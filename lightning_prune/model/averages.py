@@ -257,8 +257,8 @@ class Copies:
         return {path: known[path] for path in (*self.suspects, *others) if path in known}
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Return what is watched since when, safe under `weights_only=True`; None where nothing is watched."""
-        if not self.is_watched:
+        """Return what is watched, safe under `weights_only=True`; None where nothing is, or training does not go on."""
+        if not (self.is_watched and self.trains_on):
             return None
         return {
             "is_seen": self.is_seen,
