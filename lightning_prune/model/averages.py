@@ -191,8 +191,8 @@ class Copies:
         if suspect.is_certain or suspect.has_changed:
             return None
         return (
-            f"`{path}` becomes smaller with `{suspect.originals[0]}`, whose values it had, or nearly: no step of "
-            "training runs it, so that it is taken for an average that is yet to change. Name it in `exclude` if it is "
+            f"`{path}` becomes smaller with `{suspect.originals[0]}`, whose values it had, or nearly: no step so "
+            "far has run it, so that it is taken for an average that is yet to change. Name it in `exclude` if it is "
             "to stay whole."
         )
 

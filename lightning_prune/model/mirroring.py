@@ -66,8 +66,9 @@ def mirrored(plan: Plan, names: Mapping[str, str]) -> Plan:
 
 
 def _innermost(originals: Mapping[str, str], name: str) -> str:
-    while name in originals:
-        name = originals[name]
+    """Follow copies of copies; what would lead back to itself is followed once around at most."""
+    for _ in originals:
+        name = originals.get(name, name)
     return name
 
 

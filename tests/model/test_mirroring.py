@@ -96,3 +96,15 @@ def test_structures_that_differ_are_no_pair():
     model = nn.Sequential(nn.Linear(1, 2), nn.ReLU())
     with pytest.raises(ValueError, match="zip"):
         counterparts(model, {"1": "0"})
+
+
+def test_copies_that_lead_back_to_themselves_come_to_an_end():
+    model = nn.Sequential(nn.Linear(1, 2), nn.Linear(1, 2))
+    assert counterparts(model, {"0": "1", "1": "0"}).keys() == {
+        "0",
+        "1",
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+    }
