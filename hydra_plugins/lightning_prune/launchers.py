@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,48 +94,40 @@ class JoblibLauncher(ProcessLauncher):
         """Run jobs, and return what they have come to, in their order."""
         try:
             import hydra_plugins.hydra_joblib_launcher._core  # noqa: F401
-            from joblib import Parallel, delayed
+            from joblib import effective_n_jobs
         except ImportError as error:
             raise CompactHydraException(MISSING.format("hydra-joblib-launcher")) from error
-        self.announce(job_overrides, initial_job_idx)
-        running: set[Any] = set()
-        tasks = (
-            delayed(self._run_apart)(running, initial_job_idx + i, list(overrides))
-            for i, overrides in enumerate(job_overrides)
-        )
-        try:
-            # threads only wait, each for the process of its job
-            return list(Parallel(n_jobs=self.n_jobs, backend="threading", batch_size=1)(tasks))
-        finally:
-            for executor in list(running):  # interrupted
-                executor.shutdown(wait=False, kill_workers=True)
+        from lightning_prune.sweep.own_process import ProcessError, call_apart
 
-    def _run_apart(self, running: set[Any], number: int, overrides: list[str]) -> JobReturn:
-        """Run a job in a process that runs nothing else."""
+        self.announce(job_overrides, initial_job_idx)
+        calls = [self._call(initial_job_idx + i, list(job)) for i, job in enumerate(job_overrides)]
+        environment = dict.fromkeys(THREADS, str(self.num_threads))
+        results: dict[int, JobReturn] = {}
+        with closing(call_apart(calls, effective_n_jobs(self.n_jobs), environment)) as answers:
+            for i, answer in answers:
+                if isinstance(answer, ProcessError):
+                    answer = self.failed(job_overrides[i], initial_job_idx + i, str(answer))
+                results[i] = answer
+        return [results[i] for i in range(len(calls))]
+
+    def _call(self, number: int, overrides: list[str]) -> tuple[Callable[..., object], tuple[object, ...]]:
+        """Return the call that runs a job, in a process of its own."""
         from hydra.core.singleton import Singleton
-        from joblib.externals.loky import ProcessPoolExecutor
-        from joblib.externals.loky.process_executor import BrokenProcessPool
 
         output = self.folder_of(overrides, number) / OUTPUT_FILE
-        output.parent.mkdir(parents=True, exist_ok=True)
-        environment = dict.fromkeys(THREADS, str(self.num_threads))
-        executor = ProcessPoolExecutor(
-            max_workers=1, env=environment, initializer=begin, initargs=(str(output), self.arguments)
-        )
-        running.add(executor)
-        try:
-            parts = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
-            result: JobReturn = executor.submit(execute, number, overrides, *parts).result()
-            return result
-        except BrokenProcessPool as error:
-            return self.failed(overrides, number, f"its process ended before it did: {error}")
-        finally:
-            running.discard(executor)
-            executor.shutdown(wait=False, kill_workers=True)
+        parts = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
+        return run_job, (str(output), self.arguments, number, overrides, *parts)
+
+
+def run_job(output: str, arguments: list[str], *job: Any) -> JobReturn:
+    """Run a job in the process that was started for it."""
+    begin(output, arguments)
+    return execute(*job)
 
 
 def begin(output: str, arguments: list[str]) -> None:
     """Make a process that of one job: its output goes to a file, and it looks as if the script had been started."""
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()

@@ -100,7 +100,6 @@ class SubmititLauncher(ProcessLauncher):
     def __call__(self, overrides: list[str], number: int, state: Any) -> JobReturn:
         """Run a job, in the process that submitit has started for it."""
         output = self.folder_of(overrides, number) / OUTPUT_FILE
-        output.parent.mkdir(parents=True, exist_ok=True)
         os.environ.update(dict.fromkeys(THREADS, str(self.num_threads)))
         begin(str(output), self.arguments)
         return execute(number, overrides, self.hydra_context, self.config, self.task_function, state)
