@@ -35,6 +35,11 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
+def all_end(pids):
+    wait_until(lambda: not any(map(is_alive, pids)))
+    return True
+
+
 def lengths(*values):
     return [len(value) for value in values], os.environ["OF_ITS_OWN"], os.getpid()
 
@@ -141,7 +146,7 @@ def test_all_are_ended_with_what_they_have_started(tmp_path, ignored):
         assert next(answers) == (0, 3)
         pids = [pid for note in notes for pid in pids_in(note)]
         assert all(map(is_alive, pids))
-    wait_until(lambda: not any(map(is_alive, pids)))
+    assert all_end(pids)
 
 
 def test_ctrl_c_in_the_middle_of_an_answer(tmp_path):
@@ -155,7 +160,7 @@ def test_ctrl_c_in_the_middle_of_an_answer(tmp_path):
     finally:
         asks.kill()
     assert errors.strip().endswith("KeyboardInterrupt")
-    wait_until(lambda: not is_alive(pid))
+    assert all_end([pid])
 
 
 def test_they_end_with_the_process_that_has_asked(tmp_path):
@@ -166,4 +171,4 @@ def test_they_end_with_the_process_that_has_asked(tmp_path):
     finally:
         asks.kill()
     asks.communicate()
-    wait_until(lambda: not any(map(is_alive, pids)))
+    assert all_end(pids)
