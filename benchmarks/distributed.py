@@ -2,9 +2,10 @@
 
     python -m benchmarks.distributed
 
-The trainings are those of tests/callbacks/ddp_run.py and sharded_run.py, in two and in four processes over gloo, each
-rank with data of its own. Counted are tensors that are compared bit for bit (a mask, a weight, a moment of the
-optimizer) and records of updates; batch-norm statistics, which DDP leaves to each rank, are not.
+The trainings are those of tests/callbacks/ddp_run.py and sharded_run.py, in two and in four processes over gloo, and
+of ddp_beside_run.py, in two, each rank with data of its own. Counted are tensors that are compared bit for bit (a
+mask, a weight, a moment of the optimizer) and records of updates; batch-norm statistics, which DDP leaves to each
+rank, are not.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ State = Mapping[str, Any]
 SCRIPTS = Path(__file__).resolve().parents[1] / "tests" / "callbacks"
 
 
-def launch(script: str, folder: Path, num_processes: int) -> None:
+def launch(script: str, folder: Path, num_processes: int, *arguments: str) -> None:
     """Run one of the scripts in processes that belong together."""
     words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     subprocess.run(
-        [sys.executable, "-W", "ignore", *words, str(SCRIPTS / script), str(folder)],
+        [sys.executable, "-W", "ignore", *words, str(SCRIPTS / script), str(folder), *arguments],
         check=True,
         capture_output=True,
     )
@@ -87,14 +88,14 @@ def cases(folder: Path, kind: str) -> list[str]:
     return sorted({path.name.rpartition(f"-{kind}-")[0] for path in folder.glob(f"*-{kind}-0.pt")})
 
 
-def ddp(folder: Path, ranks: int) -> list[dict[str, Any]]:
-    """Compare each rank with the first, and the resumed run with the whole one."""
+def ddp(folder: Path, ranks: int, beside: str = "") -> list[dict[str, Any]]:
+    """Compare each rank with the first, and the resumed run with the whole one; say what else the runs have."""
     whole = [(f"{case}-whole", f"{case}-whole") for case in cases(folder, "whole")]
     resumed = [(f"{case}-whole", f"{case}-resumed") for case in cases(folder, "resumed")]
     of_ranks, again = pairs(folder, whole, range(1, ranks), 0), pairs(folder, resumed, range(ranks))
     return [
-        compared(f"DDP, {len(whole)} cases: ranks", ranks, of_ranks),
-        compared(f"DDP, {len(resumed)} cases: resumed and whole", ranks, again),
+        compared(f"DDP{beside}, {len(whole)} cases: ranks", ranks, of_ranks),
+        compared(f"DDP{beside}, {len(resumed)} cases: resumed and whole", ranks, again),
     ]
 
 
@@ -123,6 +124,9 @@ def main() -> None:
             for ranks in (2, 4):
                 launch(script, out, ranks)
         rows = [*ddp(folder / "ddp", 2), *ddp(folder / "ddp" / "four", 4)]
+        (folder / "beside").mkdir(parents=True, exist_ok=True)
+        launch("ddp_beside_run.py", folder / "beside", 2, "two")
+        rows += ddp(folder / "beside", 2, " with more beside it")
         rows += sharded(folder / "sharded", 2)
     record = {**facts(0), "revision": revision(), "rows": rows}
     write_text(RESULTS / "distributed.json", f"{json.dumps(record, indent=1)}\n")
