@@ -24,14 +24,18 @@ def scores_of(num_layers=4, size=400, seed=0):
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
 @pytest.mark.parametrize("threshold", [3.0, 5.0])
 def test_densities_are_those_of_the_paper(sparsity, threshold):
+    """A layer's scores are compared with their mean as one vector, whatever the sizes and scales of its parts."""
     scores = scores_of()
+    for layer in range(4):
+        scores[f"layers.{layer}.up.weight"] = 3.0 * torch.rand(40, 20) ** (layer + 1)
     masks = OWL(threshold=threshold, width=0.08)(scores, sparsity)
-    parts = [[s.numpy() for n, s in scores.items() if n.startswith(f"layers.{i}.")] for i in range(4)]
-    ratios = np.array([np.mean([(s > threshold * s.mean()).mean() for s in layer]) for layer in parts])
+    parts = [[s.numpy().ravel() for n, s in scores.items() if n.startswith(f"layers.{i}.")] for i in range(4)]
+    layers = [np.concatenate(layer) for layer in parts]
+    ratios = np.array([(layer > threshold * layer.mean()).mean() for layer in layers])
     shifted = (ratios - ratios.min()) / (ratios.max() - ratios.min()) * 0.08 * 2
     densities = shifted - shifted.mean() + (1 - sparsity)
     for layer, density in enumerate(densities):
-        for part in ("q", "mlp"):
+        for part in ("q", "mlp", "up"):
             found = masks[f"layers.{layer}.{part}.weight"].float().mean()
             assert float(found) == pytest.approx(density, abs=1 / 400)
     assert densities.max() - densities.min() == pytest.approx(0.16)

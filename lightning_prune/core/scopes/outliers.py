@@ -88,17 +88,25 @@ class OWL:
 
     def _ratios(self, scores: Scores, sizes: Mapping[Name, int]) -> dict[Name, float]:
         """Return the outlier ratio of each parameter's layer; what is pruned by now counts as 0."""
-        sums: dict[str, list[float]] = {}
+        layers: dict[str, list[Name]] = {}
         for name in sizes:
-            found = scores[name].detach().float()
-            found = found.masked_fill(found == -math.inf, 0.0)
-            if not bool((mean := found.double().mean()).isfinite()):
-                raise ValueError(
-                    f"`scope` OWL compares with the mean score, which is finite, but got {float(mean)} for `{name}`."
-                )
-            outliers = float((found > self.threshold * found.mean()).float().mean())
-            sums.setdefault(layer_of(name), []).append(outliers)
-        return {name: sum(sums[layer_of(name)]) / len(sums[layer_of(name)]) for name in sizes}
+            layers.setdefault(layer_of(name), []).append(name)
+        ratios = {}
+        for layer, names in layers.items():
+            num_scores = sum(sizes[name] for name in names)
+            mean = sum(_total(scores[name], name) for name in names) / num_scores
+            outliers = sum(int((scores[name] > self.threshold * mean).sum()) for name in names)
+            ratios[layer] = outliers / num_scores
+        return {name: ratios[layer_of(name)] for name in sizes}
+
+
+def _total(scores: Tensor, name: Name) -> float:
+    total = float(scores.detach().masked_fill(scores == -math.inf, 0.0).double().sum())
+    if not math.isfinite(total):
+        raise ValueError(
+            f"`scope` OWL compares with the mean score, which is finite, but got {total / scores.numel()} for `{name}`."
+        )
+    return total
 
 
 def keep_in_rows(scores: Tensor, num_keep: int, name: Name) -> Tensor:
