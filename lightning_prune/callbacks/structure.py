@@ -83,20 +83,25 @@ def example_call(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> C
     Raises:
         ValueError: the step calls no submodule with parameters.
     """
-    with undisturbed(module), silenced(module), capture_call(module) as caught:
-        step_of(module)(module, batch)
-    if (call := caught.call) is None:
+    if (call := call_of_step(module, batch)) is None:
         raise ValueError(
             f"`granularity` of coupled groups follows a call of the model, but a step of {type(module).__name__} "
             "called no module that has parameters."
         )
-    if not module.automatic_optimization:  # what ran is a step of validation
-        call = replace(call, ran=None)
     if trainer.world_size == 1:
         return call
     shared = trainer.strategy.broadcast((call.args, dict(call.kwargs)))
     args, kwargs = trainer.strategy.batch_to_device(shared, dataloader_idx=0)
     return replace(call, args=args, kwargs=kwargs)
+
+
+def call_of_step(module: L.LightningModule, batch: Any) -> Call | None:
+    """Return the call of the model that the module's own step makes for a batch; None if it makes none."""
+    with undisturbed(module), silenced(module), capture_call(module) as caught:
+        step_of(module)(module, batch)
+    if caught.call is not None and not module.automatic_optimization:  # what ran is a step of validation
+        return replace(caught.call, ran=None)
+    return caught.call
 
 
 def averaged_models(trainer: L.Trainer) -> list[nn.Module]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
 
 from lightning_prune.callbacks.evaluation import silenced, step_of
+from lightning_prune.callbacks.structure import call_of_step
 from lightning_prune.model.calibration import calibrate
-from lightning_prune.model.calls import Call, capture_call, random_states_kept, undisturbed
+from lightning_prune.model.calls import Call, random_states_kept, undisturbed
 from lightning_prune.model.gradients import FLOW
 from lightning_prune.model.statistics import Statistics
 
@@ -42,18 +42,15 @@ def first_call(
     module._trainer = trainer
     try:
         moved = move_data_to_device(batch, next((p.device for p in module.parameters()), module.device))
-        with undisturbed(module), silenced(module), capture_call(module) as caught:
-            step_of(module)(module, moved)
+        call = call_of_step(module, moved)
     except Exception as error:  # whatever a user's step raises
         troubles.append(f"`training_step` does not run on the first batch: {type(error).__name__}: {error}")
         return None
     finally:
         module._trainer = None
-    if caught.call is None:
+    if call is None:
         troubles.append(f"a step of {type(module).__name__} calls no module that has parameters.")
-    if caught.call is not None and not module.automatic_optimization:
-        return replace(caught.call, ran=None)
-    return caught.call
+    return call
 
 
 def check_flow(module: L.LightningModule, statistics: Statistics, batch: Any) -> None:

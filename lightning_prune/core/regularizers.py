@@ -24,7 +24,8 @@ class GroupLasso:
 
     Yuan & Lin 2006, with factor_k = strength sqrt(n_k) / ||w_k||, over the coupled groups of Fang et al. 2023
     (arXiv:2301.12900): w_k are all n_k weights that go with index k, and an index that is zero stays where it is. Over
-    the "scales" of batch norms alone it is the L1 penalty of network slimming, Liu et al. 2017 (arXiv:1708.06519).
+    the "scales" of batch norms alone it is the L1 penalty of network slimming, Liu et al. 2017 (arXiv:1708.06519),
+    where an index has one batch norm, and the norm of its scales where a residual couples several.
 
     Cost: a pass over the weights in each step, as much as a weight decay.
 
@@ -62,7 +63,8 @@ class GroupDecay:
 
     Fang et al. 2023, DepGraph's sparse learning (arXiv:2301.12900), eq. 4, with g_k = 2^(steepness d_k) and
     d_k = (max - ||w_k||) / (max - min) over the indices of a group: the weakest decay 2^steepness times as fast as the
-    strongest. The paper's code takes the gradient with g_k held, as here.
+    strongest. The paper's code takes the gradient with g_k held, as here, and leaves biases out, which here belong to
+    their index.
 
     Cost: as for `GroupLasso`.
 

@@ -45,7 +45,7 @@ class Couplings:
 
     @cached_property
     def _found(self) -> dict[str, Group]:
-        return find_groups(self.record)
+        return find_groups(self.record, self.run.root)
 
     @property
     def used(self) -> set[str]:

@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from lightning_prune.core.scopes.rankings import kind_of
 from lightning_prune.graph.projection import occurrences, project
 from lightning_prune.graph.record import Record
 from lightning_prune.graph.rules.products import BATCHED, GROUPED
@@ -60,7 +59,8 @@ class Group:
         role: "head" for the outer factor of a dim that attention splits into heads, "head_dim" for the inner one,
             "channel" for all else; but where a dim is another product of two, as in a grouped convolution, only the
             larger factor is a "channel" and the smaller one a "part".
-        kind: equal for groups that occur in alike places, as those of repeated layers do.
+        kind: equal for groups that are built alike, as those of repeated layers are: the types of the modules that they
+            run through, with the parameters and dims, in their order. Names of modules do not count.
         members: where it occurs.
         atom: its type.
     """
@@ -88,8 +88,14 @@ class Group:
         return "renormalised" in self.atom.notes
 
 
-def find_groups(record: Record) -> dict[str, Group]:
-    """Return the groups of a traced model by name, in the order of its parameters."""
+def find_groups(record: Record, root: nn.Module) -> dict[str, Group]:
+    """Return the groups of a traced model by name, in the order of its parameters.
+
+    Args:
+        record: of its call.
+        root: the module that the names of tensors begin from.
+    """
+    owners = {path: type(module).__name__ for path, module in root.named_modules(remove_duplicate=False)}
     members: dict[Type, list[Member]] = {}
     for name, (tensor, types) in record.tensors.items():
         for dim, node in enumerate(types):
@@ -102,7 +108,7 @@ def find_groups(record: Record) -> dict[str, Group]:
     for atom, found in members.items():
         if any(member.is_parameter for member in found):
             name = _name(found[0], roles[atom], groups)
-            groups[name] = Group(name, atom.size, roles[atom], _kind(found), tuple(found), atom)
+            groups[name] = Group(name, atom.size, roles[atom], _kind(found, owners), tuple(found), atom)
     return groups
 
 
@@ -135,12 +141,13 @@ def _name(first: Member, role: str, taken: Container[str]) -> str:
     return next(name for name in chain(names, numbered) if name not in taken)
 
 
-def _kind(members: Iterable[Member]) -> str:
-    """Describe where a group occurs without the numbers of layers: alike for repeated layers."""
+def _kind(members: Iterable[Member], owners: Mapping[str, str]) -> str:
+    """Describe how a group is built: alike for repeated layers, however they are called."""
     parts = []
     for member in members:
-        parts.append(f"{kind_of(member.tensor)}[{member.dim}]")
-    return ", ".join(dict.fromkeys(parts))
+        path, _, key = member.tensor.rpartition(".")
+        parts.append(f"{owners[path]}.{key}[{member.dim}]")
+    return ", ".join(parts)
 
 
 def _roles(record: Record, live: Iterable[Type]) -> dict[Type, str]:

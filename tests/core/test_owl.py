@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_prune import OWL
-from lightning_prune.core.scopes.outliers import keep_in_rows, layer_of
+from lightning_prune.core.scopes.outliers import keep_in_rows, layers_of
 
 
 def scores_of(num_layers=4, size=400, seed=0):
@@ -98,8 +98,38 @@ def test_without_outliers_it_is_uniform():
     assert {int(mask.sum()) for mask in OWL()(scores, 0.5).values()} == {50}
 
 
-def test_a_layer_is_what_agrees_up_to_the_first_number():
-    assert layer_of("a.3.b.0.weight") == layer_of("a.3.c.weight") == "a.3" != layer_of("a.4.c.weight")
+BLOCK = ("attn.q.weight", "mlp.0.weight", "mlp.2.weight")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "others"),
+    [
+        (["h.0.", "h.1.", "h.2."], ["embed.weight", "head.weight"]),
+        (["1.0.", "1.1."], ["0.weight", "2.0.weight"]),  # blocks in a Sequential in a Sequential
+        (["net.layers.0.blocks.0.", "net.layers.0.blocks.1."], ["net.layers.0.down.weight"]),
+        (["encoder.3.", "encoder.4.", "decoder.0.", "decoder.1."], []),
+    ],
+)
+def test_a_layer_is_a_block_that_is_repeated(prefixes, others):
+    blocks = [[prefix + end for end in BLOCK] for prefix in prefixes]
+    assert layers_of([*others, *(name for block in blocks for name in block)]) == blocks
+
+
+def test_without_blocks_each_parameter_is_a_layer():
+    assert layers_of(["0.weight", "2.weight"]) == [["0.weight"], ["2.weight"]]
+    assert layers_of(["conv1.weight", "fc.weight"]) == [["conv1.weight"], ["fc.weight"]]
+    assert layers_of(["weight"]) == [["weight"]]
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_what_belongs_to_no_block_has_the_density_of_the_whole(sparsity):
+    head = torch.rand(40, 50)
+    head[:4] *= 1000.0  # outliers that would make all blocks alike
+    with_head = OWL()(scores_of() | {"head.weight": head}, sparsity)
+    without = OWL()(scores_of(), sparsity)
+    assert float(with_head["head.weight"].float().mean()) == pytest.approx(1 - sparsity, abs=1e-3)
+    for name, mask in without.items():
+        assert float(with_head[name].float().mean()) == pytest.approx(float(mask.float().mean()), abs=5e-3)
 
 
 @pytest.mark.parametrize(

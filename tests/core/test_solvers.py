@@ -135,10 +135,10 @@ def split_by_hand(weight, gram, keep, penalty=0.1, damping=0.01):
         d = (dense + v / penalty) * mask
         v = v + penalty * (dense - d)
         if step % 3 == 0:
-            changed = (mask & ~known).sum() / keep
+            changed = (mask ^ known).sum() / keep
             if changed == 0:
                 break
-            penalty *= 1.3 if changed > 0.1 else 1.2 if changed > 0.005 else 1.1
+            penalty *= 1.3 if changed >= 0.1 else 1.2 if changed >= 0.005 else 1.1
             known = mask
     return mask
 

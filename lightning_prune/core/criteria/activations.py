@@ -18,7 +18,8 @@ class Wanda:
     """A small weight on a loud input matters: s_ij = |w_ij| ||x_j||_2.
 
     Sun et al. 2023 (arXiv:2306.11695), eq. 1; the paper compares within each row, `scope=PerRow()`. ||x_j|| is
-    taken over all tokens (or pixels) of all batches that were seen.
+    taken over all tokens (or pixels) of all batches that were seen, of the model as it is then: in one shot the dense
+    one, where the authors' code goes on from block to pruned block.
 
     Cost: one forward pass for each calibration batch, or none in training; one number per input.
 

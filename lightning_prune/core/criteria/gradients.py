@@ -84,7 +84,8 @@ class Taylor:
     """The squared change of the loss, to first order, without the weight: s = (w dL/dw)^2.
 
     Molchanov et al. 2019 (arXiv:1906.10771), section 3.1; a group's score is the sum over its weights. Single weights
-    rank as by `Saliency`, groups do not: here few influential weights outweigh many indifferent ones.
+    rank as by `Saliency`, groups do not: here few influential weights outweigh many indifferent ones. The gradient is
+    the mean over all calibration batches; the authors' code averages the squares of the batches, as `Fisher` does.
 
     Cost: one backward pass for each calibration batch, or none in training; one gradient kept per weight.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +13,7 @@ from lightning_prune.core.checks import check_flag, check_positive, check_range
 from lightning_prune.core.types import shapes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -25,9 +26,10 @@ class OWL:
 
     Yin et al. 2023, outlier weighed layer-wise sparsity (arXiv:2310.05175), section 3.2. D_l is the fraction of layer
     l's scores above `threshold` times their mean, and d_l = (D_l - min D) / (max D - min D); the paper's scores are
-    `criterion=Wanda()`. A layer is a block of the network: the parameters whose names agree up to the first number.
-    The mean is weighted by size, so that the number kept in all is exact; each parameter keeps its own best, of all its
-    scores or, as the paper does, within each row.
+    `criterion=Wanda()`. A layer is a block of the network, of which others have equally many parameters of the same
+    names, as `blocks.0` and `blocks.1`. What belongs to none, such as a head, has the density of the whole; where there
+    are no blocks, each parameter is a layer. The mean is weighted by size, so that the number kept in all is exact;
+    each parameter keeps its own best, of all its scores or, as the paper does, within each row.
 
     Cost: as for `Local`, and one more reading of all scores.
 
@@ -78,26 +80,26 @@ class OWL:
 
     def _shares(self, scores: Scores, shapes: Mapping[Name, Shape], total: int) -> dict[Name, float]:
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        layers = layers_of(sizes)
+        ratios = [self._ratio(scores, names, sizes) for names in layers]
+        low, high = min(ratios), max(ratios)
+        raised = {
+            name: 2 * self.width * (ratio - low) / (high - low or 1.0)
+            for names, ratio in zip(layers, ratios, strict=True)
+            for name in names
+        }
+        mean = sum(raised[name] * sizes[name] for name in raised) / sum(sizes[name] for name in raised)
         density = total / sum(sizes.values())
-        ratios = self._ratios(scores, sizes)
-        low, high = min(ratios.values()), max(ratios.values())
-        raised = {name: 2 * self.width * (r - low) / (high - low or 1.0) for name, r in ratios.items()}
-        mean = sum(raised[name] * size for name, size in sizes.items()) / sum(sizes.values())
         room = min(1.0, *(_room(density, r - mean) for r in raised.values()))
-        return {name: size * (density + room * (raised[name] - mean)) for name, size in sizes.items()}
+        return {
+            name: size * (density + room * (raised.get(name, mean) - mean)) for name, size in sizes.items()
+        }
 
-    def _ratios(self, scores: Scores, sizes: Mapping[Name, int]) -> dict[Name, float]:
-        """Return the outlier ratio of each parameter's layer; what is pruned by now counts as 0."""
-        layers: dict[str, list[Name]] = {}
-        for name in sizes:
-            layers.setdefault(layer_of(name), []).append(name)
-        ratios = {}
-        for layer, names in layers.items():
-            num_scores = sum(sizes[name] for name in names)
-            mean = sum(_total(scores[name], name) for name in names) / num_scores
-            outliers = sum(int((scores[name] > self.threshold * mean).sum()) for name in names)
-            ratios[layer] = outliers / num_scores
-        return {name: ratios[layer_of(name)] for name in sizes}
+    def _ratio(self, scores: Scores, names: Sequence[Name], sizes: Mapping[Name, int]) -> float:
+        """Return the outlier ratio of a layer; what is pruned by now counts as 0."""
+        num_scores = sum(sizes[name] for name in names)
+        mean = sum(_total(scores[name], name) for name in names) / num_scores
+        return sum(int((scores[name] > self.threshold * mean).sum()) for name in names) / num_scores
 
 
 def _total(scores: Tensor, name: Name) -> float:
@@ -127,16 +129,38 @@ def keep_in_rows(scores: Tensor, num_keep: int, name: Name) -> Tensor:
     return mask.view(scores.shape)
 
 
-def layer_of(name: Name) -> str:
-    """Return the block of a repeated structure that a parameter belongs to, or the parameter itself.
+def layers_of(names: Iterable[Name]) -> list[list[Name]]:
+    """Return the parameters of each block of a repeated structure, the outermost one; without any, each by itself.
 
     Example:
-        >>> layer_of("model.layers.3.mlp.up.weight"), layer_of("head.weight")
-        ('model.layers.3', 'head.weight')
+        >>> layers_of(["embed.weight", "h.0.q.weight", "h.0.up.0.weight", "h.1.q.weight", "h.1.up.0.weight"])
+        [['h.0.q.weight', 'h.0.up.0.weight'], ['h.1.q.weight', 'h.1.up.0.weight']]
+        >>> layers_of(["conv.weight", "head.weight"])
+        [['conv.weight'], ['head.weight']]
     """
-    parts = name.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[0] + 1]) if numbers else name
+    found = list(names)
+    blocks = _blocks(found, 0)
+    return blocks or [[name] for name in found]
+
+
+def _blocks(names: Sequence[Name], at: int) -> list[list[Name]]:
+    """Return what is repeated among names that agree in their first `at` parts."""
+    by_part: dict[str, list[Name]] = {}
+    for name in names:
+        parts = name.split(".")
+        if len(parts) > at:
+            by_part.setdefault(parts[at], []).append(name)
+    ends = {
+        part: tuple(name.split(".", at + 1)[-1] for name in inside)
+        for part, inside in by_part.items()
+        if part.isdigit()
+    }
+    counts = Counter(ends.values())
+    blocks = []
+    for part, inside in by_part.items():
+        is_repeated = part in ends and counts[ends[part]] > 1
+        blocks += [inside] if is_repeated else _blocks(inside, at + 1)
+    return blocks
 
 
 def _room(density: float, change: float) -> float:

@@ -113,8 +113,9 @@ class Isomorphic:
     """One ranking for each kind of group: only alike parts of a network are compared with each other.
 
     Fang et al. 2024 (arXiv:2407.04616), section 3.2: the scores of unlike parts (heads, embeddings, hidden layers of
-    MLPs) have unlike distributions. Coupled groups (`Channel`, `Head`) know their kind; single tensors are of one kind
-    where their names differ in numbers only.
+    MLPs) have unlike distributions. Coupled groups (`Channel`, `Head`) are of one kind where they are built alike: they
+    run through the same dims of the same types of modules, whatever those are called. Single tensors, of which the
+    paper says nothing, are of one kind where their names differ in numbers only.
 
     Cost: as for `Global`.
 

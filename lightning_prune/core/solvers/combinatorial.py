@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PERIOD = 3  # steps between two looks at how much of the masks has changed
 FASTER = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""Where more than this fraction of the kept weights has changed, the penalty grows by this factor."""
+"""Where masks differ in at least this fraction of the number kept, the penalty grows by this factor."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ALPS:
     W = (W_0 H - V + r D)(H + r I)^-1, D = the largest of W + V / r, V += r (W - D). The penalty r grows, the slower the
     less the masks still change, until they rest; then the kept weights take their best values, as by `LeastSquares`.
     H = X X^T + damping, scaled to a diagonal of ones. The scope says how many weights each layer, row or block of m
-    keeps.
+    keeps. The authors' code lowers a first penalty at which nothing changes; here it ends there.
 
     Cost: as for `SparseGPT`, an eigendecomposition of one (in, in) matrix, some fifty products of it with the weights,
         and the systems of `LeastSquares`: out times in^3 operations.
@@ -78,9 +78,9 @@ class ALPS:
             sparse = moved * mask
             multiplier = multiplier + penalty * (dense - sparse)
             if step % PERIOD == 0:
-                changed = int((mask & ~known).sum()) / max(1, int(mask.sum()))
+                changed = int((mask ^ known).sum()) / max(1, int(mask.sum()))
                 if not changed:
                     break
-                penalty *= next(factor for least, factor in FASTER if changed > least)
+                penalty *= next(factor for least, factor in FASTER if changed >= least)
                 known = mask
         return mask
