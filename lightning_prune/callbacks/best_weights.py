@@ -31,4 +31,5 @@ def load_best_(trainer: L.Trainer, module: L.LightningModule) -> None:
     assert isinstance(callback, ModelCheckpoint)
     if not callback.best_model_path:
         raise ValueError('`checkpoint` is "best", but no checkpoint was saved: there was no validation.')
-    module.load_state_dict(read_checkpoint(callback.best_model_path, module.device)["state_dict"])
+    state = read_checkpoint(callback.best_model_path, module.device)["state_dict"]
+    module.load_state_dict(state, strict=module.strict_loading)

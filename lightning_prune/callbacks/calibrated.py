@@ -12,9 +12,11 @@ import lightning as L
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.evaluation import calibration_batches, loss_of, silenced, step_of
 from lightning_prune.callbacks.interruption import going_on
+from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.solvers import needs_of
 from lightning_prune.core.types import Couples, Solver
+from lightning_prune.graph.sandbox import eager
 from lightning_prune.model.averages import Copies
 from lightning_prune.model.calibration import calibrate, reestimate_batch_norm_
 from lightning_prune.model.depth_pruning import DepthPruner
@@ -81,10 +83,10 @@ class CalibratedPruning(PruningCallback):
             batches = calibration_batches(trainer, loader, self.num_calibration_batches)
         words = {"blocks": str(self.blocks), "num_rounds": str(self.num_rounds), **self.describe()}
         begun = going_on(trainer, self.pruner, words, batches, self.unfinished)
-        with silenced(module), showing(), begun as unfinished:
+        with silenced(module), showing(), eager(), begun as unfinished:
             self._choose_(trainer, module, batches, unfinished)
             if is_coupled:
-                self._shrink_(trainer, module)
+                self._shrink_(trainer, module, trainer.optimizers, averaged_models(trainer))
             if self.reestimate_batch_norm:
                 reestimate_batch_norm_(module, batches, forward=step_of(module))
 

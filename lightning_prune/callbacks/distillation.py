@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.evaluation import silenced
@@ -78,9 +79,10 @@ class Distillation(L.Callback):
         self.teacher: nn.Module | None = None
         self._loaded: dict[str, Any] = {}
         self._step: Callable[..., Any] | None = None
+        self._is_own_step, self._is_built = False, True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Copy the teacher, before anything is pruned.
+        """Copy the teacher, before anything is pruned; of a network that the module builds later, when fitting begins.
 
         Raises:
             ValueError: manual optimization, a path that is none, or a checkpoint of another model.
@@ -91,20 +93,28 @@ class Distillation(L.Callback):
             raise ValueError(
                 "`automatic_optimization` is True with Distillation, which adds to its loss, but got False."
             )
-        paths = dict(pl_module.named_modules())
+        self.teacher = copied(pl_module)
+        self._is_built = not any(is_overridden(hook, pl_module) for hook in ("configure_model", "setup"))
+        if self._is_built:
+            self._check_paths(pl_module)
+            self._load_file_()
+
+    def _check_paths(self, module: L.LightningModule) -> None:
+        paths = dict(module.named_modules())
         for argument, path in [("output", self.output), *(("features", name) for name in self.features)]:
             if path is not None and path not in paths:
                 raise ValueError(
                     f"`{argument}` has paths of modules, but got {path!r}.{did_you_mean(path, list(paths))}"
                 )
-        self.teacher = copied(pl_module)
+
+    def _load_file_(self) -> None:
         if self.file is not None:
             self._load_(read_checkpoint(self.file)["state_dict"])
 
     def _load_(self, state: dict[str, Tensor]) -> None:
         assert self.teacher is not None
         try:
-            self.teacher.load_state_dict(state)
+            self.teacher.load_state_dict(state, strict=bool(self.teacher.strict_loading))
         except RuntimeError as error:
             raise ValueError(
                 f"`teacher` is a model of the same kind, before it became smaller, but got another: {error}. Put "
@@ -114,6 +124,12 @@ class Distillation(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Freeze the teacher, and let the training step's loss listen to it."""
         assert self.teacher is not None
+        if not self._is_built:  # before the module's own hooks, there may have been nothing to copy
+            built = {name for name, _ in self.teacher.named_parameters()}
+            if any(name not in built for name, _ in pl_module.named_parameters()):
+                self.teacher = copied(pl_module)
+            self._check_paths(pl_module)
+            self._load_file_()
         if "teacher" in self._loaded and self.file is None:
             self._load_(self._loaded["teacher"])
         self.output = self.output if self.output is not None else self._loaded.get("output")
@@ -124,7 +140,7 @@ class Distillation(L.Callback):
         def taught(*args: Any, **kwargs: Any) -> Any:
             return self._taught(pl_module, step, *args, **kwargs)
 
-        self._step = step
+        self._step, self._is_own_step = step, "training_step" in vars(pl_module)
         pl_module.training_step = taught  # type: ignore[method-assign]
 
     def _taught(self, module: L.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -173,6 +189,8 @@ class Distillation(L.Callback):
         """Give the module its own training step back."""
         if self._step is not None and "training_step" in vars(pl_module):
             del pl_module.training_step
+            if self._is_own_step:
+                pl_module.training_step = self._step  # type: ignore[method-assign]
         self._step = None
 
     def on_exception(

@@ -17,7 +17,7 @@ from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Prescribes, Schedule
-from lightning_prune.core.windows import Window
+from lightning_prune.core.windows import StepWindow, Window
 from lightning_prune.graph import Plan
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.optimizer import parameter_ids, trained_ids
@@ -134,6 +134,9 @@ class InTraining(Stepping):
         if self._before is None:  # a run that was dense so far ramps up from where it is
             self.ramp = Ramp(self.schedule, steps.begun_at(num_done), num_done)
         else:
+            ended = self._before["ramp"].get("ended") if self._before["nouns"] == self.describe() else None
+            if ended:  # stays over, however much longer the run is now
+                steps = StepWindow(*ended)
             self._go_along(Ramp(self.schedule, steps), self._before)
         if self.pruner is not None:
             self._begin()

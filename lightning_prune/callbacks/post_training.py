@@ -14,7 +14,7 @@ from lightning_prune.callbacks.calibrated import CalibratedPruning
 from lightning_prune.callbacks.evaluation import as_metrics, loss_of, validate_within_fit
 from lightning_prune.callbacks.interruption import folder_of
 from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
-from lightning_prune.callbacks.structure import follow_record_
+from lightning_prune.callbacks.structure import averaged_models, check_comes_back, follow_record_
 from lightning_prune.callbacks.trial import check_flow
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count, check_path
@@ -127,6 +127,9 @@ class PostTrainingPruning(CalibratedPruning):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self.checkpoint == "best":
             check_same_size(self, trainer, "loads the best checkpoint")
+        if stage == "fit" and isinstance(self.recipe.granularity, Couples):
+            advice = "train with strategy='ddp', or prune the trained model by PostTrainingPruning.run."
+            check_comes_back(trainer, f"`granularity` is {self.recipe.granularity}", advice)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check before training what would only fail after it.
@@ -188,6 +191,8 @@ class PostTrainingPruning(CalibratedPruning):
             mask_all_(self, trainer)
         self.metrics_before = validate_within_fit(trainer)
         self._prune_(trainer, pl_module, trainer.train_dataloader)
+        for model in averaged_models(trainer):  # which validation and checkpoints put in the module's place
+            model.load_state_dict(pl_module.state_dict())
         self.metrics_after = validate_within_fit(trainer)
         if trainer.checkpoint_callback is not None:
             self._save(trainer)
@@ -214,6 +219,7 @@ class PostTrainingPruning(CalibratedPruning):
             ValueError: the recipe does not fit the model, or calibration data is missing.
             UnpicklingError: the checkpoint holds more than tensors and plain data, which is not run.
         """
+        model.configure_model()  # which may build the network
         self._check_fits(model)
         follow_record_(model)
         self._arrange(trainer, model, "fit")

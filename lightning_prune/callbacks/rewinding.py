@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from lightning_prune.callbacks.course import Course
 from lightning_prune.callbacks.in_training import InTraining
@@ -125,6 +126,11 @@ class WeightRewinding(InTraining):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self.chosen.rewind == "weights":
             check_same_size(self, trainer, "goes back to the weights of before")
+        if stage == "fit" and any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(
+                "`callbacks` with WeightRewinding go back with the learning rates, but got StochasticWeightAveraging, "
+                "which exchanges their scheduler in the first training: average by EMAWeightAveraging."
+            )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the fit as long as all levels together, and go on from what was loaded.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_prune.core.windows import StepWindow, Window
 
@@ -15,14 +16,15 @@ def resolve_window(window: Window, trainer: L.Trainer) -> StepWindow:
     """Count a window in the optimizer steps of a trainer's run.
 
     Accumulation, `limit_train_batches`, `overfit_batches` and several processes are all in the trainer's own
-    estimate. `fast_dev_run` takes one step, which becomes the whole of the window.
+    estimate; accumulation that changes from epoch to epoch is not, and is counted here. `fast_dev_run` takes one step,
+    which becomes the whole of the window.
 
     Raises:
         ValueError: the window needs a length that the trainer cannot tell, or ends after the run.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return StepWindow(0, 1, 1)
-    num_steps = float(trainer.estimated_stepping_batches)
+    num_steps = _estimated(trainer)
     if window.unit == "run" and num_steps == trainer.max_steps and _steps_several_optimizers(trainer):
         raise ValueError(
             "`window` is counted in fractions of the run, whose length cannot be told here: with manual optimization, "
@@ -30,6 +32,18 @@ def resolve_window(window: Window, trainer: L.Trainer) -> StepWindow:
             "`max_epochs` instead, or give the window in steps: Window(start=..., end=..., every=..., unit='steps')."
         )
     return window.resolve(num_steps, steps_per_epoch(trainer))
+
+
+def _estimated(trainer: L.Trainer) -> float:
+    """Return the optimizer steps of a run."""
+    num_steps, num_batches = float(trainer.estimated_stepping_batches), trainer.num_training_batches
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    accumulations = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
+    if not accumulations or not math.isfinite(num_batches) or trainer.max_epochs in (None, -1):
+        return num_steps
+    epochs = range(trainer.max_epochs or 0)
+    per_epoch = [math.ceil(num_batches / accumulations[0].get_accumulate_grad_batches(e)) for e in epochs]
+    return float(sum(per_epoch) if trainer.max_steps == -1 else min(sum(per_epoch), trainer.max_steps))
 
 
 def steps_done(trainer: L.Trainer) -> int:

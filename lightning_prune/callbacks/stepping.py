@@ -34,6 +34,8 @@ class Stepping(PruningCallback):
         self._optimizers: list[Optimizer] = []
         self._seen: list[Optimizer] = []
         """All of the trainer's, when hooks were set; none where they have to be set anew."""
+        self._num_groups: list[int] = []
+        """How many groups of parameters each of them had."""
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Act after a step of one of the optimizers; torch's arguments of a hook."""
@@ -53,6 +55,7 @@ class Stepping(PruningCallback):
         """Let masks hold after the steps of all optimizers that step pruned weights."""
         self._hooks.close()
         self._optimizers = self._seen = list(trainer.optimizers)
+        self._num_groups = _num_groups(trainer)
         if isinstance(self.pruner, Pruner):
             targets = {id(parameter) for parameter in self.pruner.targets.values()}
             self._optimizers = [o for o in trainer.optimizers if parameter_ids([o]) & targets]
@@ -67,7 +70,8 @@ class Stepping(PruningCallback):
 
         That step exchanges nothing: it has begun already. One of the others that is about to step does so first.
         """
-        if trainer.optimizers == self._seen or (stepping and stepping not in trainer.optimizers):
+        is_known = trainer.optimizers == self._seen and _num_groups(trainer) == self._num_groups
+        if is_known or (stepping and stepping not in trainer.optimizers):
             return
         self._hook_on(trainer)
         if self.pruner is not None:
@@ -90,3 +94,7 @@ class Stepping(PruningCallback):
         """Give optimizers their whole state back, and let them remember nothing of what is pruned."""
         self._compact.release()
         mask_state_(self._optimizers, self._pruner.targets, self._settled)
+
+
+def _num_groups(trainer: L.Trainer) -> list[int]:
+    return [len(optimizer.param_groups) for optimizer in trainer.optimizers]

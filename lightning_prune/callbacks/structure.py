@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
 from lightning_prune.callbacks.evaluation import silenced, step_of
@@ -50,12 +51,14 @@ def check_can_shrink(trainer: L.Trainer, shrink: str) -> None:
     """Refuse strategies whose processes cannot follow a model that becomes smaller.
 
     Raises:
-        ValueError: several processes by another strategy than DDP, or DDP with a communication hook.
+        ValueError: several processes by another strategy than DDP, ones that are spawned or forked, of which only
+            weights come back, or DDP with a communication hook.
     """
     strategy, advice = (
         trainer.strategy,
         "train with strategy='ddp', or with shrink='never' and shrink it afterwards.",
     )
+    check_comes_back(trainer, f"`shrink` is {shrink!r}", advice)
     if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
         raise ValueError(
             f"`shrink` is {shrink!r} on one device or with DDP, but got {type(strategy).__name__}: {advice}"
@@ -64,6 +67,20 @@ def check_can_shrink(trainer: L.Trainer, shrink: str) -> None:
         raise ValueError(
             f"`shrink` is {shrink!r} with DDP's own reduction, but got a communication hook, which may keep gradients "
             f"of the larger model: leave it out, or {advice}"
+        )
+
+
+def check_comes_back(trainer: L.Trainer, what: str, advice: str) -> None:
+    """Refuse processes that train a copy of the model, which becomes smaller without the trainer's own.
+
+    Raises:
+        ValueError: they are spawned or forked by the trainer.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            f"{what} where the model that is trained is the trainer's own, but got processes that are started by "
+            f"{launcher._start_method!r}, of which weights of the same shapes alone come back: {advice}"
         )
 
 

@@ -113,7 +113,7 @@ class TrainTimePruning(SoftMasking):
         self.shrink = checked_shrink(shrink, granularity)
         self.regularizer = checked_regularizer(regularizer, granularity)
         self.shrinks = self.shrink in ("end", "update")
-        self._peak_lr, self._is_to_shrink = 0.0, False
+        self._peak_lr, self._is_to_shrink, self._is_to_go_on_shrinking = 0.0, False, False
         self._awaited: set[str] = set()
 
     @property
@@ -146,6 +146,7 @@ class TrainTimePruning(SoftMasking):
         """Go on from the learning rate that was seen, too."""
         with restoring(self):
             self._peak_lr = float(self._before["peak_lr"]) if self._before is not None else 0.0
+            self._is_to_go_on_shrinking = bool((self._before or {}).get("is_to_shrink"))
         super()._go_on()
 
     def on_train_batch_start(
@@ -160,6 +161,12 @@ class TrainTimePruning(SoftMasking):
         if isinstance(self.pruner, GroupPruner) and self.pruner.copies.check():
             self.pruner.check_reach(Verdict.OPEN)
         super().on_train_batch_start(trainer, pl_module, batch, *rest)
+        self._go_on_shrinking_(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take out, too, what a checkpoint of the last step still had."""
+        super().on_train_end(trainer, pl_module)
+        self._go_on_shrinking_(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
@@ -181,16 +188,28 @@ class TrainTimePruning(SoftMasking):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Take out what is masked, where the time has come."""
+        self._take_out_(trainer, pl_module)
+        super().on_train_batch_end(trainer, pl_module)
+
+    def _take_out_(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._is_to_shrink and not self._is_waiting():
             self._mask_averages_(trainer)
             self._shrink_(trainer, pl_module, self._optimizers, averaged_models(trainer))
         self._is_to_shrink = False
-        super().on_train_batch_end(trainer, pl_module)
+
+    def _go_on_shrinking_(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take out what was due when a checkpoint was saved, between an update and the end of its batch."""
+        if self._is_to_go_on_shrinking:
+            self._is_to_go_on_shrinking, self._is_to_shrink = False, True
+            self._take_out_(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks, steps, updates and nouns, safe under `torch.load(weights_only=True)`."""
         state = super().state_dict()
-        return {**state, "peak_lr": self._peak_lr} if self.ramp is not None else state
+        if self.ramp is None:
+            return state
+        is_to_shrink = self._is_to_shrink or self._is_to_go_on_shrinking
+        return {**state, "peak_lr": self._peak_lr, "is_to_shrink": is_to_shrink}
 
     def _after_update(self) -> None:
         self._is_to_shrink = self.shrink == "update" or (self.shrink == "end" and self._ramp.is_over)

@@ -82,8 +82,9 @@ class Ramp:
         return check_range("schedule", self.schedule(self.progress), 0.0, 1.0, what)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was counted."""
-        return {"num_steps": self.num_steps, "is_due": self.is_due}
+        """Return what was counted, and the window if it is over."""
+        ended = [self.steps.start, self.steps.end, self.steps.every] if self.is_over else None
+        return {"num_steps": self.num_steps, "is_due": self.is_due, "ended": ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what was counted."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.graph.sandbox import untouched
+from lightning_prune.graph.sandbox import eager, untouched
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ def replaying(model: nn.Module, call: Call) -> Iterator[Call]:
         _eval_mode(modules),
         _buffers_kept(modules),
         random_states_kept(call.device),
-        _eager(),
+        eager(),
         _quiet(),
         torch.no_grad(),
         autocast,
@@ -155,7 +155,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         _buffers_kept(modules),
         random_states_kept(device),
         _eval_mode(modules),
-        _eager(),
+        eager(),
     ):
         yield
 
@@ -208,13 +208,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _eager() -> Any:
-    """Run compiled modules uncompiled, where this version of torch can."""
-    return (
-        torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
-    )
 
 
 def _autocast(module: nn.Module) -> tuple[str, torch.dtype] | None:

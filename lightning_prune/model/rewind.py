@@ -60,13 +60,19 @@ def rewind_(
     own: Snapshot = tree_map_only(Tensor, torch.clone, snapshot)
     if weights:
         try:
-            module.load_state_dict(own["module"])
+            module.load_state_dict(own["module"], strict=getattr(module, "strict_loading", True))
         except RuntimeError as error:
             raise ValueError(
                 "`module` has the tensors that it had when the snapshot was taken, but got a module that has changed "
                 f"since: {error}"
             ) from error
         for optimizer, state in zip(optimizers, own["optimizers"], strict=True):
+            if (before := len(state["param_groups"])) != (now := len(optimizer.param_groups)):
+                raise ValueError(
+                    f"`optimizers` have the {before} groups of parameters that they had when the snapshot was taken, "
+                    f"but got {type(optimizer).__name__} with {now}: a callback such as BackboneFinetuning has added "
+                    "some."
+                )
             optimizer.load_state_dict(state)
     else:
         for optimizer, state in zip(optimizers, own["optimizers"], strict=True):

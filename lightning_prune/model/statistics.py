@@ -9,7 +9,7 @@ all steps.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.checks import did_you_mean
 from lightning_prune.core.types import Name, Stats
+from lightning_prune.graph.sandbox import eager
 from lightning_prune.model import activations, gradients, norm_scales
 from lightning_prune.model.activations import Activations
 from lightning_prune.model.gradients import Gradients
@@ -82,7 +83,10 @@ class Statistics:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Sum up activations over the forward passes inside; without need, no hook is set."""
-        with self._from_activations.watch(), self._from_norms.watch():
+        is_eager = (
+            eager() if self.activations else nullcontext()
+        )  # compiled code knows no hooks that are set later
+        with is_eager, self._from_activations.watch(), self._from_norms.watch():
             yield
 
     def note_gradients(self, among: Container[int] | None = None, *, only_running: bool = False) -> None:

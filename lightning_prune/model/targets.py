@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_prune.core.patterns import check_match, listed, matches
 from lightning_prune.core.types import Name
@@ -38,7 +39,20 @@ class _Candidate:
 
     @property
     def is_default(self) -> bool:
-        return all(isinstance(o, DEFAULT_TYPES) or is_transformers_conv1d(o) for o in self.owners)
+        is_known = all(isinstance(o, DEFAULT_TYPES) or is_transformers_conv1d(o) for o in self.owners)
+        return is_known and not self.is_normed
+
+    @property
+    def is_normed(self) -> bool:
+        """Whether it is a direction or a length by `torch.nn.utils.weight_norm`: without any, both are not defined."""
+        keys = {name.rpartition(".")[2] for name in self.names}
+        return any(
+            f"{hook.name}{end}" in keys
+            for owner in self.owners
+            for hook in owner._forward_pre_hooks.values()
+            if isinstance(hook, WeightNorm)
+            for end in ("_g", "_v")
+        )
 
 
 def select_targets(
@@ -52,8 +66,8 @@ def select_targets(
 
     Candidates are dense floating-point parameters, of 16 bits or more, of at least two dims: never a bias or the scale
     of a norm. By default the weights of linear and convolution layers and of attention projections are taken, the
-    output layer among them (`exclude=["head"]` leaves yours out), embeddings and recurrent layers not
-    (`include=[nn.Embedding, ...]`).
+    output layer among them (`exclude=["head"]` leaves yours out); embeddings, recurrent layers and what weights are
+    computed from (`weight_norm`, `torch.nn.utils.parametrizations`) are not (`include=[nn.Embedding, ...]`).
 
     Args:
         model: any module.
@@ -236,7 +250,8 @@ def reasons_left_out(
                 reasons[name] = "`include` does not name it"
         elif not candidate.is_default:
             kinds = dict.fromkeys(type(owner).__name__ for owner in candidate.owners)
-            reasons[name] = f"{', '.join(kinds)} is pruned only where `include` names it"
+            kind = "a weight by `weight_norm`" if candidate.is_normed else ", ".join(kinds)
+            reasons[name] = f"{kind} is pruned only where `include` names it"
         elif trained is not None and id(candidate.parameter) not in trained:
             reasons[name] = "it is frozen"
     return reasons
