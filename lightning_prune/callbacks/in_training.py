@@ -134,9 +134,10 @@ class InTraining(Stepping):
         if self._before is None:  # a run that was dense so far ramps up from where it is
             self.ramp = Ramp(self.schedule, steps.begun_at(num_done), num_done)
         else:
-            ended = self._before["ramp"].get("ended") if self._before["nouns"] == self.describe() else None
-            if ended:  # stays over, however much longer the run is now
-                steps = StepWindow(*ended)
+            with restoring(self):
+                is_same = self._before["nouns"] == self.describe()
+                if is_same and (ended := self._before["ramp"].get("ended")):
+                    steps = StepWindow(*ended)  # what is over stays over, however much longer the run is now
             self._go_along(Ramp(self.schedule, steps), self._before)
         if self.pruner is not None:
             self._begin()
