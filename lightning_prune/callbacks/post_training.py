@@ -192,7 +192,7 @@ class PostTrainingPruning(CalibratedPruning):
         self.metrics_before = validate_within_fit(trainer)
         self._prune_(trainer, pl_module, trainer.train_dataloader)
         for model in averaged_models(trainer):  # which validation and checkpoints put in the module's place
-            model.load_state_dict(pl_module.state_dict())
+            model.load_state_dict(pl_module.state_dict(), strict=pl_module.strict_loading)
         self.metrics_after = validate_within_fit(trainer)
         if trainer.checkpoint_callback is not None:
             self._save(trainer)

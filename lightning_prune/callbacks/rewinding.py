@@ -126,7 +126,8 @@ class WeightRewinding(InTraining):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self.chosen.rewind == "weights":
             check_same_size(self, trainer, "goes back to the weights of before")
-        if stage == "fit" and any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if stage == "fit" and any(isinstance(c, StochasticWeightAveraging) for c in callbacks):
             raise ValueError(
                 "`callbacks` with WeightRewinding go back with the learning rates, but got StochasticWeightAveraging, "
                 "which exchanges their scheduler in the first training: average by EMAWeightAveraging."

@@ -24,7 +24,9 @@ def resolve_window(window: Window, trainer: L.Trainer) -> StepWindow:
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return StepWindow(0, 1, 1)
-    num_steps = _estimated(trainer)
+    num_steps = float(trainer.estimated_stepping_batches)  # sets up the loaders, too
+    if _accumulation(trainer) is not None:
+        num_steps = _num_steps(trainer, steps_per_epoch(trainer))
     if window.unit == "run" and num_steps == trainer.max_steps and _steps_several_optimizers(trainer):
         raise ValueError(
             "`window` is counted in fractions of the run, whose length cannot be told here: with manual optimization, "
@@ -32,18 +34,6 @@ def resolve_window(window: Window, trainer: L.Trainer) -> StepWindow:
             "`max_epochs` instead, or give the window in steps: Window(start=..., end=..., every=..., unit='steps')."
         )
     return window.resolve(num_steps, steps_per_epoch(trainer))
-
-
-def _estimated(trainer: L.Trainer) -> float:
-    """Return the optimizer steps of a run."""
-    num_steps, num_batches = float(trainer.estimated_stepping_batches), trainer.num_training_batches
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    accumulations = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
-    if not accumulations or not math.isfinite(num_batches) or trainer.max_epochs in (None, -1):
-        return num_steps
-    epochs = range(trainer.max_epochs or 0)
-    per_epoch = [math.ceil(num_batches / accumulations[0].get_accumulate_grad_batches(e)) for e in epochs]
-    return float(sum(per_epoch) if trainer.max_steps == -1 else min(sum(per_epoch), trainer.max_steps))
 
 
 def steps_done(trainer: L.Trainer) -> int:
@@ -58,8 +48,30 @@ def steps_done(trainer: L.Trainer) -> int:
 
 def steps_per_epoch(trainer: L.Trainer) -> float:
     """Return the optimizer steps of one epoch; infinite where the trainer, whose loaders are set up, cannot tell."""
-    batches = trainer.num_training_batches
-    return math.ceil(batches / trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
+    return _steps_per_epoch(trainer, trainer.num_training_batches)
+
+
+def _steps_per_epoch(trainer: L.Trainer, num_batches: float) -> float:
+    """Return the optimizer steps of an epoch of so many batches; their mean where accumulation changes."""
+    if not math.isfinite(num_batches):
+        return math.inf
+    if (accumulation := _accumulation(trainer)) is None:
+        return math.ceil(num_batches / trainer.accumulate_grad_batches)
+    factors = [accumulation.get_accumulate_grad_batches(e) for e in range(max(1, trainer.max_epochs or 1))]
+    return sum(math.ceil(num_batches / factor) for factor in factors) / len(factors)
+
+
+def _num_steps(trainer: L.Trainer, per_epoch: float) -> float:
+    epochs = math.inf if trainer.max_epochs in (None, -1) else max(trainer.max_epochs, 1)
+    steps = per_epoch * epochs
+    steps = round(steps) if math.isfinite(steps) else steps
+    return min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps
+
+
+def _accumulation(trainer: L.Trainer) -> GradientAccumulationScheduler | None:
+    """Return what changes the accumulation from epoch to epoch, of which Lightning's own estimate knows nothing."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
 
 
 def _steps_several_optimizers(trainer: L.Trainer) -> bool:
@@ -98,13 +110,8 @@ def length_of(trainer: L.Trainer, loader: Any) -> RunLength:
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return RunLength(1, 1, is_trial=True)
-    num_batches = _num_batches(trainer, loader)
-    per_epoch = (
-        math.ceil(num_batches / trainer.accumulate_grad_batches) if math.isfinite(num_batches) else math.inf
-    )
-    epochs = math.inf if trainer.max_epochs in (None, -1) else max(trainer.max_epochs, 1)
-    steps = per_epoch * epochs
-    return RunLength(min(steps, trainer.max_steps) if trainer.max_steps != -1 else steps, per_epoch)
+    per_epoch = _steps_per_epoch(trainer, _num_batches(trainer, loader))
+    return RunLength(_num_steps(trainer, per_epoch), per_epoch)
 
 
 def _num_batches(trainer: L.Trainer, loader: Any) -> float:

@@ -83,10 +83,8 @@ class Statistics:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Sum up activations over the forward passes inside; without need, no hook is set."""
-        is_eager = (
-            eager() if self.activations else nullcontext()
-        )  # compiled code knows no hooks that are set later
-        with is_eager, self._from_activations.watch(), self._from_norms.watch():
+        stance = eager() if self.activations else nullcontext()  # what is compiled knows no later hooks
+        with stance, self._from_activations.watch(), self._from_norms.watch():
             yield
 
     def note_gradients(self, among: Container[int] | None = None, *, only_running: bool = False) -> None:

@@ -25,6 +25,7 @@ from lightning_prune import (
     Wanda,
     WeightRewinding,
     Window,
+    preview,
 )
 from tests.callbacks.toy import NUM_BATCHES, Toy, data, trainer
 
@@ -182,12 +183,15 @@ def test_masks_hold_for_weights_that_join_another_optimizer():
     assert watches.seen[-NUM_BATCHES:] == pytest.approx([0.9] * NUM_BATCHES, abs=0.005)
 
 
+@pytest.mark.parametrize("window", [Window(end=1.0), Window(end=4, every=0.5, unit="epochs")])
 @pytest.mark.parametrize("accumulation", [{0: 4}, {0: 1, 2: 3}])
-def test_accumulation_that_is_scheduled_counts(accumulation):
-    callback = TrainTimePruning(0.9, schedule=Linear(), report=False)
+def test_accumulation_that_is_scheduled_counts(accumulation, window):
+    callback = TrainTimePruning(0.9, schedule=Linear(), window=window, report=False)
     scheduler = GradientAccumulationScheduler(accumulation)
+    expected = preview(callback, Toy(), data(), trainer(scheduler))
     fit = fitted(module := Toy(), scheduler, callback)
-    assert callback.ramp.num_steps == fit.global_step and not callback.warnings
+    assert callback.ramp.num_steps == callback.ramp.steps.end == fit.global_step and not callback.warnings
+    assert [update["step"] for update in callback.updates] == [update.step for update in expected.updates]
     assert zeros(module.state_dict()) == pytest.approx(0.9, abs=0.005)
 
 
@@ -277,7 +281,7 @@ def test_weights_that_are_not_in_checkpoints_stay(tmp_path):
     callback = PostTrainingPruning(0.9, checkpoint="best", report=False, exclude=["frozen"])
     best = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="val/loss")
     module = Partial()
-    fitted(module, best, callback, enable_checkpointing=True, default_root_dir=tmp_path)
+    fitted(module, best, EMAWeightAveraging(), callback, enable_checkpointing=True, default_root_dir=tmp_path)
     assert zeros(module.state_dict()) == pytest.approx(0.9, abs=0.01)
 
 
@@ -330,7 +334,7 @@ def test_activations_of_compiled_modules_are_seen(callback):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-def test_lengths_and_directions_of_weights_are_no_weights(recwarn):
+def test_lengths_and_directions_of_weights_are_no_weights():
     module = Toy()
     nn.utils.weight_norm(module.body[0])
     callback = PostTrainingPruning(0.9, report=False)

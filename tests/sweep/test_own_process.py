@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_prune.sweep import own_process
 from lightning_prune.sweep.own_process import ProcessError, call_apart
 
 pytestmark = pytest.mark.skipif(find_spec("joblib") is None, reason="no joblib: pip install '.[sweeps]'")
@@ -70,6 +71,11 @@ def answer_by_half(note):
     time.sleep(600)
 
 
+def answer_and_linger():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return os.getpid()
+
+
 def span():
     begin = time.monotonic()
     time.sleep(0.3)
@@ -114,6 +120,12 @@ def test_they_are_other_processes_with_their_own_environment():
 def test_a_local_function_and_a_large_answer():
     factor = 1_000_000
     assert called((lambda: "ab" * factor, ())) == ["ab" * factor]
+
+
+def test_one_that_has_answered_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(own_process, "PATIENCE", 0.3)
+    pid, right = called((answer_and_linger, ()), (len, ("abc",)), at_a_time=1)
+    assert right == 3 and not is_alive(pid)
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
