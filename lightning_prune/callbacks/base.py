@@ -142,10 +142,14 @@ class PruningCallback(L.Callback):
             self._warn(missed)
 
     def _coupled(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, trained: Container[int] | None = None
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        batches: Iterable[Any],
+        trained: Container[int] | None = None,
     ) -> AnyPruner:
         """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
-        pruner = pruner_of(module, self.recipe, example_call(trainer, module, batch), trained)
+        pruner = pruner_of(module, self.recipe, example_call(trainer, module, batches), trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):
             pruner.agree = pruner.copies.agree = trainer.strategy.broadcast
         if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,13 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.callbacks.base import PruningCallback
-from lightning_prune.callbacks.evaluation import calibration_batches, loss_of, silenced, step_of
+from lightning_prune.callbacks.evaluation import (
+    NUM_EXAMPLES,
+    calibration_batches,
+    loss_of,
+    silenced,
+    step_of,
+)
 from lightning_prune.callbacks.interruption import going_on
 from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.criteria import required_statistics
@@ -64,7 +70,10 @@ class CalibratedPruning(PruningCallback):
         is_coupled = isinstance(self.recipe.granularity, Couples)
         if is_coupled:
             loader = loader() if callable(loader) else loader
-            self.pruner = self._coupled(trainer, module, calibration_batches(trainer, loader, 1)[0])
+            found = (
+                batch for num in (1, NUM_EXAMPLES) for batch in calibration_batches(trainer, loader, num)
+            )
+            self.pruner = self._coupled(trainer, module, found)
             if (
                 self.copies is not None
                 and self.copies.model is module
@@ -77,7 +86,7 @@ class CalibratedPruning(PruningCallback):
         needs_data = (
             statistics.activations or statistics.gradients or self.reestimate_batch_norm or self.solver
         )
-        batches: Iterable[Any] = ()
+        batches: Sequence[Any] = ()
         if needs_data:
             loader = loader() if callable(loader) else loader
             batches = calibration_batches(trainer, loader, self.num_calibration_batches)
@@ -88,19 +97,19 @@ class CalibratedPruning(PruningCallback):
             if is_coupled:
                 self._shrink_(trainer, module, trainer.optimizers, averaged_models(trainer))
             if self.reestimate_batch_norm:
-                reestimate_batch_norm_(module, batches, forward=step_of(module))
+                reestimate_batch_norm_(module, batches, forward=step_of(module, batches))
 
     def _choose_(
         self,
         trainer: L.Trainer,
         module: L.LightningModule,
-        batches: Iterable[Any],
+        batches: Sequence[Any],
         unfinished: Unfinished | None,
     ) -> None:
         """Calibrate, choose, and let the solver change what stays."""
         assert self.pruner is not None
-        loss = loss_of(module) if self._needs_loss else None
-        how: dict[str, Any] = {"forward": step_of(module), "loss": loss, "unfinished": unfinished}
+        loss = loss_of(module, batches) if self._needs_loss else None
+        how: dict[str, Any] = {"forward": step_of(module, batches), "loss": loss, "unfinished": unfinished}
         measure = partial(calibrate, self.pruner.statistics, module, batches, **how)
         when: dict[str, Any] = {"step": trainer.global_step, "progress": 1.0}
         if self.solver is None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_prune.callbacks.evaluation import silenced
 from lightning_prune.core.checks import check_path, check_positive, check_range, did_you_mean
+from lightning_prune.graph.sandbox import attributes_kept
 from lightning_prune.model.calls import capture_call, random_states_kept
 from lightning_prune.model.copies import copied
 from lightning_prune.model.distillation import distillation_loss, feature_loss
@@ -147,6 +148,8 @@ class Distillation(L.Callback):
         """Run the training step, and mix the teacher's opinion into its loss."""
         if self.output is None:
             self.output = self._found(module, step, *args, **kwargs)
+        if self.output is None:
+            return step(*args, **kwargs)
         student = module.get_submodule(self.output)
         with _watched(student) as calls, _watched_outputs(module, self.features) as ours:
             result = step(*args, **kwargs)
@@ -168,22 +171,23 @@ class Distillation(L.Callback):
             mixed = mixed + self.feature_weight * feature_loss(ours, theirs)
         return {**result, "loss": mixed} if isinstance(result, dict) else mixed
 
-    def _found(self, module: L.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-        """Return the path of what the training step calls, by running it once without a trace."""
+    def _found(
+        self, module: L.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> str | None:
+        """Run the training step once without a trace, and return the path of what it calls; None for nothing."""
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         with (
             torch.no_grad(),
             random_states_kept(module.device),
             silenced(module),
+            attributes_kept(module),
             capture_call(module) as caught,
         ):
             step(*args, **kwargs)
         for name, buffer in module.named_buffers():
             buffer.copy_(buffers[name])
-        assert caught.call is not None
         paths = {found: path for path, found in module.named_modules()}
-        found: str = paths[caught.call.module]
-        return found
+        return None if caught.call is None else paths[caught.call.module]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the module its own training step back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -12,9 +12,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric
+
+from lightning_prune.graph.sandbox import attributes_kept
+
+NUM_EXAMPLES = 8
+"""Batches among which one is looked for that a step does not skip."""
 
 
 def validate_within_fit(trainer: L.Trainer) -> dict[str, float]:
@@ -98,6 +104,16 @@ def training_batches(trainer: L.Trainer, num_batches: int) -> list[Any]:
     return _on_device(trainer, (batch for batch, _, _ in islice(iter(again), num_batches)))
 
 
+def examples(trainer: L.Trainer, batch: Any) -> Iterator[Any]:
+    """Yield the batch of a hook while fitting, and others only where they are wanted.
+
+    Steps that read from a `dataloader_iter` may have none in the hook.
+    """
+    if batch is not None:
+        yield batch
+    yield from training_batches(trainer, NUM_EXAMPLES)
+
+
 def _on_device(trainer: L.Trainer, batches: Iterable[Any]) -> list[Any]:
     """Return batches as the module's steps are given them: in the trainer's precision, on its device."""
 
@@ -109,23 +125,44 @@ def _on_device(trainer: L.Trainer, batches: Iterable[Any]) -> list[Any]:
     return [moved(batch) for batch in batches]
 
 
-def step_of(module: L.LightningModule) -> Any:
-    """Return the module's own step as (module, batch) -> its result.
+def step_of(module: L.LightningModule, batches: Sequence[Any] = ()) -> Any:
+    """Return the module's own step as (module, batch) -> its result, which leaves no trace in the module's attributes.
 
     It is `training_step`, or with manual optimization, where that would train, `validation_step`.
+
+    Args:
+        module: whose step it is.
+        batches: those that will be given, whose places are their `batch_idx`; of others it is 0.
+
+    It raises a ValueError where the module has none.
     """
     name = "training_step" if module.automatic_optimization else "validation_step"
+    places = {id(batch): place for place, batch in enumerate(batches)}
 
     def step(model: nn.Module, batch: Any) -> Any:
-        function = getattr(model, name)
-        takes_index = len(inspect.signature(function).parameters) > 1
-        return function(batch, 0) if takes_index else function(batch)
+        if not is_overridden(name, module):
+            raise ValueError(
+                f"`{name}` runs {type(module).__name__} on a batch outside of training, with automatic_optimization="
+                f"{module.automatic_optimization}, but there is none: write one."
+            )
+        function, place = getattr(model, name), places.get(id(batch), 0)
+        names = inspect.signature(function).parameters
+        args: tuple[Any, ...] = (batch, place)[: len(names)]
+        if "dataloader_iter" in names:
+            args = (iter([(batch, place, 0)]),)
+        loader = {"dataloader_idx": 0} if "dataloader_idx" in names else {}
+        with attributes_kept(model):
+            return function(*args, **loader)
 
     return step
 
 
-def loss_of(module: L.LightningModule) -> Any:
-    """Return (module, batch) -> the loss of `training_step`.
+def loss_of(module: L.LightningModule, batches: Sequence[Any] = ()) -> Any:
+    """Return (module, batch) -> the loss of `training_step`, or None for a batch that it skips.
+
+    Args:
+        module: whose loss it is.
+        batches: as for `step_of`.
 
     Raises:
         ValueError: manual optimization, whose training step returns no loss and steps the optimizers itself.
@@ -135,9 +172,11 @@ def loss_of(module: L.LightningModule) -> Any:
             "`criterion` asks for gradients, which need automatic optimization to calibrate: train with it."
         )
 
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        result = step_of(module)(model, batch)
-        found: Tensor = result["loss"] if isinstance(result, dict) else result
+    step = step_of(module, batches)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor | None:
+        result = step(model, batch)
+        found: Tensor | None = result["loss"] if isinstance(result, dict) else result
         return found
 
     return loss

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from torch.optim import Optimizer
 
-from lightning_prune.callbacks.evaluation import calibration_batches
+from lightning_prune.callbacks.evaluation import NUM_EXAMPLES, calibration_batches, examples
 from lightning_prune.callbacks.ownership import check_alone, check_as_traced, check_there
 from lightning_prune.callbacks.run_length import resolve_window, steps_done
 from lightning_prune.callbacks.states import restoring
@@ -164,7 +164,8 @@ class InTraining(Stepping):
         self._is_counted, self._is_in_batch = False, True
         self._notice_optimizers(trainer)
         if self.pruner is None:
-            self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
+            found = examples(trainer, batch)
+            self.pruner = self._coupled(trainer, pl_module, found, trained_ids(trainer.optimizers))
             if self.holds_masks:
                 check_alone(self, trainer)
             self._go_on()
@@ -233,8 +234,8 @@ class InTraining(Stepping):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mask what averaging callbacks have put into the module, and say so where the target was not reached."""
         if self.pruner is None:  # a run that goes on where no batch was left
-            (batch,) = calibration_batches(trainer, trainer.train_dataloader, 1)
-            self.pruner = self._coupled(trainer, pl_module, batch, trained_ids(trainer.optimizers))
+            batches = calibration_batches(trainer, trainer.train_dataloader, NUM_EXAMPLES)
+            self.pruner = self._coupled(trainer, pl_module, batches, trained_ids(trainer.optimizers))
             self._go_on()
         self._update_if_due()
         self._pruner.apply_()

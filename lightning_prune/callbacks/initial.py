@@ -145,7 +145,7 @@ class InitialPruning(InTraining):
         with random_states_kept(module.device), silenced(module), showing():
             batches = training_batches(trainer, self.num_calibration_batches)
             if self.pruner is None:
-                self.pruner = self._coupled(trainer, module, batches[0], trained_ids(trainer.optimizers))
+                self.pruner = self._coupled(trainer, module, batches, trained_ids(trainer.optimizers))
                 check_alone(self, trainer)
             with going_on(trainer, self.pruner, self.describe(), batches, self.unfinished) as unfinished:
                 self._choose_(module, batches, unfinished)
@@ -155,8 +155,8 @@ class InitialPruning(InTraining):
 
     def _choose_(self, module: L.LightningModule, batches: list[Any], unfinished: Unfinished | None) -> None:
         statistics = self._pruner.statistics
-        loss = loss_of(module) if statistics.needs_loss else None
-        how: dict[str, Any] = {"forward": step_of(module), "loss": loss, "batch_statistics": True}
+        loss = loss_of(module, batches) if statistics.needs_loss else None
+        how: dict[str, Any] = {"forward": step_of(module, batches), "loss": loss, "batch_statistics": True}
         measure = partial(calibrate, statistics, module, batches, unfinished=unfinished, **how)
         rounds: dict[str, Any] = {
             "revive": self.revive,

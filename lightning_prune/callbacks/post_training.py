@@ -11,7 +11,7 @@ import lightning as L
 
 from lightning_prune.callbacks.best_weights import check_has_best, load_best_
 from lightning_prune.callbacks.calibrated import CalibratedPruning
-from lightning_prune.callbacks.evaluation import as_metrics, loss_of, validate_within_fit
+from lightning_prune.callbacks.evaluation import as_metrics, examples, loss_of, validate_within_fit
 from lightning_prune.callbacks.interruption import folder_of
 from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
 from lightning_prune.callbacks.structure import averaged_models, check_comes_back, follow_record_
@@ -158,13 +158,13 @@ class PostTrainingPruning(CalibratedPruning):
         if not self._is_tried:
             pruner: AnyPruner
             if isinstance(self.recipe.granularity, Couples):
-                pruner = self._coupled(trainer, pl_module, batch)
+                pruner = self._coupled(trainer, pl_module, examples(trainer, batch))
                 check_alone(self, trainer, pruner)
                 assert not isinstance(pruner, Pruner)
                 self._watch(pruner.copies, trainer)
             else:
                 pruner = Pruner(pl_module, self.recipe)
-            check_flow(pl_module, pruner.statistics, batch)
+            check_flow(pl_module, pruner.statistics, next(examples(trainer, batch)))
         self._is_tried = True
 
     def _watch(self, copies: Copies, trainer: L.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,16 +95,26 @@ def rewrap_(trainer: L.Trainer, module: L.LightningModule) -> None:
         strategy.model = strategy._setup_model(module)
 
 
-def example_call(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> Call:
+def example_call(trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any]) -> Call:
     """Return the call of the model that the module's own step makes for a batch; that of one process for all.
+
+    Args:
+        trainer: whose processes they are.
+        module: the whole model.
+        batches: the first is taken for which the step calls the model; it may skip some.
 
     Raises:
         ValueError: the step calls no submodule with parameters.
     """
-    if (call := call_of_step(module, batch)) is None:
+    call, tried = None, list[Any]()
+    for batch in batches:
+        tried.append(batch)
+        if (call := call_of_step(module, batch, tried)) is not None:
+            break
+    if call is None:
         raise ValueError(
             f"`granularity` of coupled groups follows a call of the model, but a step of {type(module).__name__} "
-            "called no module that has parameters."
+            f"called no module that has parameters, for none of {len(tried)} batches."
         )
     if trainer.world_size == 1:
         return call
@@ -112,10 +123,16 @@ def example_call(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> C
     return replace(call, args=args, kwargs=kwargs)
 
 
-def call_of_step(module: L.LightningModule, batch: Any) -> Call | None:
-    """Return the call of the model that the module's own step makes for a batch; None if it makes none."""
+def call_of_step(module: L.LightningModule, batch: Any, batches: Sequence[Any] = ()) -> Call | None:
+    """Return the call of the model that the module's own step makes for a batch; None if it makes none.
+
+    Args:
+        module: the whole model.
+        batch: one of `batches`, whose place is its `batch_idx`.
+        batches: as for `step_of`.
+    """
     with undisturbed(module), silenced(module), capture_call(module) as caught:
-        step_of(module)(module, batch)
+        step_of(module, batches)(module, batch)
     if caught.call is not None and not module.automatic_optimization:  # what ran is a step of validation
         return replace(caught.call, ran=None)
     return caught.call

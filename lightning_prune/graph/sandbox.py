@@ -12,33 +12,54 @@ from typing import Any
 import torch
 import torch.nn.attention
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back attributes, buffers' places and generators, whatever a run of the model (a cache, say) has changed."""
-    kept = [
-        (module, dict(vars(module)), dict(module._buffers), dict(module._parameters))
-        for module in model.modules()
-    ]
-    for module, attributes, _, _ in kept:
-        for name, value in attributes.items():
-            if type(value) in (dict, list, set) and name not in OF_EVERY_MODULE:
-                vars(module)[name] = copy(value)  # what a run puts in is gone with it
+    """Put back attributes, the places of tensors and generators, whatever a run of the model has changed."""
+    kept = [(module, dict(module._parameters)) for module in _grown(model)]
     state = random.getstate()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), attributes_kept(model):
             yield
     finally:
         random.setstate(state)
-        for module, attributes, buffers, parameters in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for place, before in ((module._buffers, buffers), (module._parameters, parameters)):
-                place.clear()
-                place.update(before)  # type: ignore[arg-type]
+        for module, parameters in kept:
+            _put_back(module._parameters, parameters)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back attributes and the places of buffers: what a run appends, counts or remembers is gone with it.
+
+    Lazy modules keep what they learn of their sizes.
+    """
+    kept = [(module, dict(vars(module)), dict(module._buffers)) for module in _grown(model)]
+    for module, attributes, _ in kept:
+        for name, value in attributes.items():
+            if type(value) in (dict, list, set) and name not in OF_EVERY_MODULE:
+                vars(module)[name] = copy(value)
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in kept:
+            _put_back(vars(module), attributes)
+            _put_back(module._buffers, buffers)
+
+
+def _grown(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if not isinstance(module, LazyModuleMixin)]
+
+
+def _put_back(place: dict[str, Any], before: dict[str, Any]) -> None:
+    if len(place) != len(before) or any(
+        place.get(name, place) is not value for name, value in before.items()
+    ):
+        place.clear()
+        place.update(before)
 
 
 @contextmanager

@@ -167,7 +167,10 @@ def gradients_by_batch(
     found = []
     with evaluating(model), unfrozen([parameter]), torch.enable_grad():
         for batch in batches:
-            (gradient,) = torch.autograd.grad(loss(model, batch), [parameter], allow_unused=True)
+            if (value := loss(model, batch)) is None:  # a step that skips a batch
+                found.append(torch.zeros_like(parameter, dtype=torch.float32))
+                continue
+            (gradient,) = torch.autograd.grad(value, [parameter], allow_unused=True)
             if gradient is None:
                 shape = tuple(parameter.shape)
                 raise ValueError(

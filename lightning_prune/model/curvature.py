@@ -14,14 +14,15 @@ Vectors = Mapping[Name, Tensor]
 
 
 def hessian_product(
-    loss: Callable[[], Tensor], parameters: Mapping[Name, nn.Parameter], vectors: Vectors
+    loss: Callable[[], Tensor | None], parameters: Mapping[Name, nn.Parameter], vectors: Vectors
 ) -> dict[Name, Tensor]:
     """Return H v for the Hessian of a loss in some of its parameters: v = `vectors`, zero where there is none.
 
     Pearlmutter 1994: H v = d/dw (dL/dw . v), one more backward pass and the graph of the first.
 
     Args:
-        loss: runs the model; its attention is computed by plain operations, which can be differentiated twice.
+        loss: runs the model; its attention is computed by plain operations, which can be differentiated twice. Of None,
+            a batch that is skipped, there is no product.
         parameters: by name; those that do not require gradients or that none reaches are left out.
         vectors: by name, of the parameters' shapes.
 
@@ -36,7 +37,9 @@ def hessian_product(
     wanted = {name: p for name, p in parameters.items() if p.requires_grad}
     try:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            first = torch.autograd.grad(loss(), list(wanted.values()), create_graph=True, allow_unused=True)
+            if (value := loss()) is None:
+                return {}
+            first = torch.autograd.grad(value, list(wanted.values()), create_graph=True, allow_unused=True)
             reached = {name: g for name, g in zip(wanted, first, strict=True) if g is not None}
             slope = sum((g * vectors[name]).sum() for name, g in reached.items() if name in vectors)
             if not (isinstance(slope, Tensor) and slope.requires_grad):

@@ -58,7 +58,9 @@ def _run_backward(
 ) -> None:
     with statistics.watch(), torch.enable_grad():
         for batch in batches:
-            loss(model, batch).backward()
+            if (found := loss(model, batch)) is None:  # a step that skips a batch
+                continue
+            found.backward()
             for ledger in ledgers:
                 ledger.note()
                 ledger.confirm()
