@@ -29,6 +29,7 @@ from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
 from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.shrinking import AnyPruner, pruner_of, sparsities_of
+from lightning_prune.model.targets import computed_layers
 from lightning_prune.report.progress import showing
 
 teach_jsonargparse()
@@ -191,6 +192,15 @@ class PruningCallback(L.Callback):
             except Exception as error:  # whatever a user's module does when it is copied
                 self._warn(
                     f"The report compares no latency with the dense model, which cannot be copied: {error!r:.200}."
+                )
+
+    def _say_what_is_left_out(self, module: nn.Module) -> None:
+        """Name layers that one would take for pruned, where nobody has asked for them or against them."""
+        if self.recipe.include is None and self.pruner is not None:
+            for path in computed_layers(module, self.pruner.targets, self.recipe.exclude):
+                self._warn(
+                    f"`{path}` is not pruned: its weight is computed from others, by weight_norm or a parametrization. "
+                    "Remove that, or name what it is computed from in `include`."
                 )
 
     def _follow_(self, trainer: L.Trainer, module: L.LightningModule, plan: Plan) -> None:

@@ -82,6 +82,7 @@ class CalibratedPruning(PruningCallback):
                 self.pruner.copies = self.copies
         else:
             self.pruner = Pruner(module, self.recipe)
+            self._say_what_is_left_out(module)
         statistics = self.pruner.statistics
         needs_data = (
             statistics.activations or statistics.gradients or self.reestimate_batch_norm or self.solver

@@ -100,6 +100,7 @@ class InTraining(Stepping):
         if not isinstance(self.recipe.granularity, Couples):
             self.pruner = self._new_pruner(trainer, pl_module)
             check_alone(self, trainer)
+            self._say_what_is_left_out(pl_module)
             self._go_on()
         self._hook_on(trainer)
         if self.pruner is not None and not self._optimizers:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_prune.callbacks.best_weights import check_has_best, load_best_
 from lightning_prune.callbacks.calibrated import CalibratedPruning
@@ -216,11 +217,13 @@ class PostTrainingPruning(CalibratedPruning):
             The metrics after pruning.
 
         Raises:
-            ValueError: the recipe does not fit the model, or calibration data is missing.
+            ValueError: the recipe does not fit the model, calibration data is missing, or the model's `setup` builds
+                its network anew each time.
             UnpicklingError: the checkpoint holds more than tensors and plain data, which is not run.
         """
         model.configure_model()  # which may build the network
-        self._check_fits(model)
+        if not is_overridden("setup", model):  # so may that, which the trainer calls
+            self._check_fits(model)
         follow_record_(model)
         self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(
@@ -232,6 +235,11 @@ class PostTrainingPruning(CalibratedPruning):
         model.to(trainer.strategy.root_device)
         self._prune_(trainer, model, source.train_dataloader)
         self.metrics_after = as_metrics(trainer.validate(model, datamodule, verbose=False))
+        if not self._is_of(model):
+            raise ValueError(
+                f"`setup` of {type(model).__name__} builds what is not there yet, since it is called before each "
+                "validation, but it has put another network in the place of the pruned one."
+            )
         self._save(trainer)
         self._finish_report(trainer, model)
         return self.metrics_after

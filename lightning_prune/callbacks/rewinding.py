@@ -13,6 +13,7 @@ from lightning_prune.callbacks.course import Course
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.ownership import check_same_size, mask_all_
 from lightning_prune.callbacks.run_length import steps_done, steps_per_epoch
+from lightning_prune.callbacks.structure import restart_averages_
 from lightning_prune.core.criteria.weights import Magnitude
 from lightning_prune.core.granularities import Weight
 from lightning_prune.core.ramp import Ramp
@@ -38,9 +39,10 @@ class WeightRewinding(InTraining):
     without pruning; the callback makes the fit longer: `max_epochs` + `num_levels` * (`max_epochs` - `epoch`) epochs in
     all. With `step`, a level trains as many steps as the first training had left, at their learning rates: its first
     epoch is that in which `step` lies, shorter by the batches before it; the data are those of a new epoch, from the
-    first batch on. Weights, buffers, optimizers and schedules are set back when a level begins, so that the checkpoint
-    at the end of each level holds what was trained in it; the snapshot travels in every checkpoint, and a run resumed
-    at any level goes on bit for bit. `levels` has the metrics at the end of each.
+    first batch on. Weights, buffers, optimizers and schedules are set back when a level begins, and averages of the
+    weights begin anew, so that the checkpoint at the end of each level holds what was trained in it; the snapshot
+    travels in every checkpoint, and a run resumed at any level goes on bit for bit. `levels` has the metrics at the end
+    of each.
 
     Cost: `num_levels` further trainings; a copy of weights and optimizer state in memory and in checkpoints.
 
@@ -233,6 +235,7 @@ class WeightRewinding(InTraining):
         rewind_(self.snapshot, pl_module, trainer.optimizers, schedulers, weights=is_back)
         self._pruner.apply_()
         mask_all_(self, trainer)
+        restart_averages_(trainer, pl_module)
         mask_state_(self._optimizers, self._pruner.targets, self._pruner.masks)
 
     def _prune_(self) -> None:

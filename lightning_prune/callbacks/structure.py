@@ -138,6 +138,14 @@ def call_of_step(module: L.LightningModule, batch: Any, batches: Sequence[Any] =
     return caught.call
 
 
+def restart_averages_(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Let weight-averaging callbacks begin anew with the module's weights, as at the start of a training."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging) and (average := callback._average_model) is not None:
+            average.module.load_state_dict(module.state_dict(), strict=module.strict_loading)
+            average.n_averaged.zero_()
+
+
 def averaged_models(trainer: L.Trainer) -> list[nn.Module]:
     """Return the copies that weight-averaging callbacks keep of the module."""
     found: list[nn.Module] = []

@@ -104,6 +104,24 @@ def select_targets(
     return chosen
 
 
+def computed_layers(model: nn.Module, targets: Container[Name], exclude: Sequence[Pattern] = ()) -> list[str]:
+    """Return the paths of linear, convolution and attention layers whose weight is computed from what is no target.
+
+    Example:
+        >>> net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), nn.Linear(3, 4))
+        >>> computed_layers(net, select_targets(net))
+        ['0']
+    """
+    spared: dict[str, bool] = {}
+    for name, candidate in _candidates(model).items():
+        path, inside, _ = f".{name}".partition(".parametrizations.")
+        path = path[1:] if inside else name.rpartition(".")[0]
+        if candidate.is_normed or (inside and isinstance(model.get_submodule(path), DEFAULT_TYPES)):
+            is_said = name in targets or any(candidate.matches(pattern) for pattern in exclude)
+            spared[path] = spared.get(path, True) and not is_said
+    return [path for path, is_spared in spared.items() if is_spared]
+
+
 def check_values(targets: Mapping[Name, nn.Parameter]) -> None:
     """Refuse weights that have no values, or none of their own, so that they could not be masked one by one.
 

@@ -341,3 +341,77 @@ def test_lengths_and_directions_of_weights_are_no_weights():
     fitted(module, callback)
     assert list(callback.pruner.targets) == ["body.4.weight", "head.weight"]
     assert bool((module.body[0].weight_g != 0).all()) and bool(module.body[0].weight_v.ne(0).any(1).all())
+
+
+class ByHand(L.Callback):
+    """Keeps an exponential average of the weights since the start of the present level, as they are after each step."""
+
+    def __init__(self, rewinding, decay):
+        self.rewinding, self.decay, self.level, self.average = rewinding, decay, 0, None
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        now = {name: weight.detach().clone() for name, weight in pl_module.named_parameters()}
+        if self.average is None or self.rewinding.level != self.level:
+            self.level, self.average = self.rewinding.level, now
+        self.average = {n: w.lerp(now[n], 1.0 - self.decay) for n, w in self.average.items()}
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
+def test_an_average_is_of_the_level_alone_in_which_it_is_taken(rewind):
+    rewinding = WeightRewinding(0.9, num_levels=2, rewind=rewind, report=False)
+    by_hand = ByHand(rewinding, decay=0.8)
+    fitted(module := Toy(), EMAWeightAveraging(decay=0.8), by_hand, rewinding, max_epochs=1)
+    for name, weight in module.named_parameters():
+        torch.testing.assert_close(weight.detach(), by_hand.average[name])
+    assert zeros(module.state_dict()) == pytest.approx(0.9, abs=0.005)
+
+
+class BuiltInSetup(Toy):
+    """Has no network before the trainer calls `setup`."""
+
+    def __init__(self, is_anew: bool = False):
+        super().__init__()
+        self.is_anew = is_anew
+        del self.body, self.head
+
+    def setup(self, stage):
+        if self.is_anew or not hasattr(self, "head"):
+            built = Toy()
+            self.body, self.head = built.body, built.head
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.9, "report": False}, {"sparsity": 0.5, **COUPLED}])
+def test_a_network_that_setup_builds_is_pruned_from_its_checkpoint(options, tmp_path):
+    path = tmp_path / "dense.ckpt"
+    fitted(trained := Toy()).save_checkpoint(path)
+    callback, module = PostTrainingPruning(**options), BuiltInSetup()
+    module.train_dataloader = module.val_dataloader = data
+    callback.run(trainer(default_root_dir=tmp_path), module, ckpt_path=path)
+    if "granularity" in options:
+        assert len(module.body[0].weight) < 16
+    else:
+        kept = callback.masks["body.0.weight"]
+        assert torch.equal(module.body[0].weight, trained.body[0].weight * kept) and not kept.all()
+
+
+def test_a_network_that_setup_builds_anew_each_time_is_refused(tmp_path):
+    module = BuiltInSetup(is_anew=True)
+    module.train_dataloader = module.val_dataloader = data
+    with pytest.raises(ValueError, match="`setup` of BuiltInSetup builds what is not there yet"):
+        PostTrainingPruning(0.9, report=False).run(trainer(default_root_dir=tmp_path), module)
+    assert not list(tmp_path.rglob("pruned.ckpt"))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("kind", [TrainTimePruning, PostTrainingPruning])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_layer_whose_weight_is_computed_is_named_where_it_is_left_out(norm, kind):
+    module = Toy()
+    module.head = norm(module.head)
+    with pytest.warns(UserWarning, match="`head` is not pruned: its weight is computed"):
+        fitted(module, callback := kind(0.5, report=False))
+    assert len(callback.warnings) == 1 and sorted(callback.masks) == ["body.0.weight", "body.4.weight"]
+    for other, options in [(Toy(), {}), (Toy(), {"include": ["*"]}), (Toy(), {"exclude": ["head"]})]:
+        other.head = norm(other.head) if options else other.head
+        fitted(other, asked := kind(0.5, report=False, **options))
+        assert not asked.warnings
