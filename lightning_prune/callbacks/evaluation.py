@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import IterableDataset
 from torchmetrics import Metric
 
 from lightning_prune.graph.sandbox import attributes_kept
@@ -73,9 +74,17 @@ def calibration_batches(trainer: L.Trainer, loader: Iterable[Any] | None, num_ba
 
 def _from_the_start(loader: Any) -> Any:
     """Return a copy of a loader that does not go on from a place within an epoch."""
-    fresh = copy.copy(loader)
+    fresh = _aside(loader)
     if getattr(fresh, "_resumed", None) is not None:
         fresh._resumed = None
+    return fresh
+
+
+def _aside(loader: Any) -> Any:
+    """Return a copy of a loader, whose place is its own, that of an iterable data set too."""
+    fresh = copy.copy(loader)
+    if isinstance(getattr(fresh, "dataset", None), IterableDataset):
+        vars(fresh)["dataset"] = copy.copy(fresh.dataset)  # a loader refuses to have it set
     return fresh
 
 
@@ -96,11 +105,12 @@ def _first_epoch(loaders: Iterable[Any]) -> Iterator[None]:
 def training_batches(trainer: L.Trainer, num_batches: int) -> list[Any]:
     """Return the first training batches while fitting, as the steps are given them.
 
-    They come from copies of the loaders, whose place within the epoch stays as it is.
+    They come from copies of the loaders, whose place within the epoch stays as it is; that of a generator within an
+    iterable data set, of which there is no copy, does not.
     """
     loader = trainer.fit_loop._combined_loader
     assert loader is not None
-    again = CombinedLoader(tree_map(copy.copy, loader.iterables), loader._mode)
+    again = CombinedLoader(tree_map(_aside, loader.iterables), loader._mode)
     return _on_device(trainer, (batch for batch, _, _ in islice(iter(again), num_batches)))
 
 

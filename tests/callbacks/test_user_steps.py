@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_prune import (
     Channel,
@@ -158,3 +158,35 @@ def test_manual_optimization_without_a_validation_step_is_told_what_is_missing()
     pruning = TrainTimePruning(0.5, granularity=Channel(multiple_of=1), include=["generator"], report=False)
     with pytest.raises(ValueError, match="`validation_step` runs GAN on a batch .* but there is none"):
         trainer(pruning).fit(GAN(), data())
+
+
+class Stream(IterableDataset):
+    """Goes on where it was each time that it is read."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __iter__(self):
+        for _ in range(NUM_BATCHES):
+            self.place += 1
+            draw = torch.Generator().manual_seed(self.place)
+            yield torch.randn(8, 8, generator=draw), torch.randint(0, 4, (8,), generator=draw)
+
+
+class Reads(Toy):
+    """Notes what it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def training_step(self, batch, batch_idx):
+        self.read.append(float(batch[0][0, 0]))
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_stream_that_keeps_its_own_place_loses_no_batch_to_calibration():
+    plain, pruned = Reads(), Reads()
+    for module, callbacks in ((plain, ()), (pruned, (InitialPruning(**WEIGHTS),))):
+        trainer(*callbacks, max_epochs=2).fit(module, DataLoader(Stream(), batch_size=None), data())
+    assert len(plain.read) == 2 * NUM_BATCHES and pruned.read == plain.read
