@@ -125,7 +125,8 @@ class Layer:
 
     That is with the default `criterion`, `Magnitude()`, for which reports say "block influence". Any other one ranks
     them by the scores of the weights in their linear, convolution and attention layers, as Kim et al. 2024, Shortened
-    LLaMA (arXiv:2402.02834), do: by magnitude it is `Magnitude(p=2)`. All compete in one ranking, `Global()`.
+    LLaMA (arXiv:2402.02834), do: by magnitude it is `Magnitude(p=2)`. All compete in one ranking, `Global()`; the first
+    four blocks and the last two, which they keep by rule in their best variants, stay where `exclude` names them.
 
     Cost: the model is traced as for `Channel`; one forward pass for each calibration batch, and one number per block.
 
