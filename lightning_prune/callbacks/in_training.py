@@ -13,7 +13,6 @@ from lightning_prune.callbacks.ownership import check_alone, check_as_traced, ch
 from lightning_prune.callbacks.run_length import resolve_window, steps_done
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.stepping import Stepping
-from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Prescribes, Schedule
@@ -292,10 +291,6 @@ class InTraining(Stepping):
         self._ramp.is_due = False
         self._is_news = True
         self._after_update()
-
-    def _mask_averages_(self, trainer: L.Trainer) -> None:
-        for model in averaged_models(trainer):
-            self._pruner.apply_to_(model)
 
     def _stop_watching(self) -> None:
         self._watching.close()

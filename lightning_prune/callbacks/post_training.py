@@ -235,14 +235,17 @@ class PostTrainingPruning(CalibratedPruning):
         model.to(trainer.strategy.root_device)
         self._prune_(trainer, model, source.train_dataloader)
         self.metrics_after = as_metrics(trainer.validate(model, datamodule, verbose=False))
+        self._check_is_there(model)
+        self._save(trainer)
+        self._finish_report(trainer, model)
+        return self.metrics_after
+
+    def _check_is_there(self, model: L.LightningModule) -> None:
         if not self._is_of(model):
             raise ValueError(
                 f"`setup` of {type(model).__name__} builds what is not there yet, since it is called before each "
                 "validation, but it has put another network in the place of the pruned one."
             )
-        self._save(trainer)
-        self._finish_report(trainer, model)
-        return self.metrics_after
 
     def _save(self, trainer: L.Trainer) -> None:
         self.path = str(folder_of(trainer) / FILE_NAME)

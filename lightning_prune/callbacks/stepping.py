@@ -9,6 +9,7 @@ import lightning as L
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
@@ -94,6 +95,10 @@ class Stepping(PruningCallback):
         """Give optimizers their whole state back, and let them remember nothing of what is pruned."""
         self._compact.release()
         mask_state_(self._optimizers, self._pruner.targets, self._settled)
+
+    def _mask_averages_(self, trainer: L.Trainer) -> None:
+        for model in averaged_models(trainer):
+            self._pruner.apply_to_(model)
 
 
 def _num_groups(trainer: L.Trainer) -> list[int]:
