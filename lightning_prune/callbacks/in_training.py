@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.evaluation import NUM_EXAMPLES, calibration_batches, examples
 from lightning_prune.callbacks.ownership import check_alone, check_as_traced, check_there
-from lightning_prune.callbacks.run_length import resolve_window, steps_done
+from lightning_prune.callbacks.run_length import lag_of, resolve_window, steps_done
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.stepping import Stepping
 from lightning_prune.core.ramp import Ramp, check_timing
@@ -164,8 +164,8 @@ class InTraining(Stepping):
         self._is_counted, self._is_in_batch = False, True
         self._notice_optimizers(trainer)
         if self.pruner is None:
-            found = examples(trainer, batch)
-            self.pruner = self._coupled(trainer, pl_module, found, trained_ids(trainer.optimizers))
+            trained = trained_ids(trainer.optimizers)
+            self.pruner = self._coupled(trainer, pl_module, examples(trainer, batch), trained)
             if self.holds_masks:
                 check_alone(self, trainer)
             self._go_on()
@@ -226,6 +226,11 @@ class InTraining(Stepping):
             self._pruner.apply_()
             check_there(pl_module, self._pruner.targets)
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so early where the ramp will not end."""
+        if lag := lag_of(self.window, self._ramp.steps.end, self._ramp.num_steps, trainer):
+            self._warn(lag)
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mask what someone may have written past torch's count of writes, by `.data`."""
         if self.compact and self.pruner is not None:
@@ -254,9 +259,7 @@ class InTraining(Stepping):
     def state_dict(self) -> dict[str, Any]:
         """Return masks, steps, updates and nouns, safe under `torch.load(weights_only=True)`."""
         state = super().state_dict() if self.pruner is not None else (self._before or super().state_dict())
-        if self.ramp is not None:
-            return {**state, "ramp": self.ramp.state_dict()}
-        return {**(self._before or {}), **state}
+        return {**state, "ramp": self.ramp.state_dict()} if self.ramp else {**(self._before or {}), **state}
 
     @property
     def _ramp(self) -> Ramp:
@@ -288,8 +291,7 @@ class InTraining(Stepping):
         self._before_update()
         self._update_(self._ramp.fraction, step=self._ramp.num_steps, progress=self._ramp.progress)
         self._forget()
-        self._ramp.is_due = False
-        self._is_news = True
+        self._ramp.is_due, self._is_news = False, True
         self._after_update()
 
     def _stop_watching(self) -> None:

@@ -46,6 +46,27 @@ def steps_done(trainer: L.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def lag_of(window: Window, end: int, num_done: int, trainer: L.Trainer) -> str | None:
+    """Say how far manual optimization that steps less often than once a batch will come, when its first epoch ends.
+
+    Args:
+        window: in what it is counted; of a window in steps there is nothing to say.
+        end: the step at which it was taken to end.
+        num_done: the steps of the first epoch.
+        trainer: whose run it is.
+    """
+    is_counted = window.unit == "steps" or trainer.lightning_module.automatic_optimization
+    if is_counted or trainer.current_epoch > 0 or trainer.max_epochs in (None, -1):
+        return None
+    if (num_steps := num_done * trainer.max_epochs) >= end:
+        return None
+    return (
+        f"The first epoch took {num_done} optimizer steps, of {steps_per_epoch(trainer):.0f} batches: the run will end "
+        f"after {num_steps}, before the ramp does, at {end}. Manual optimization does not say how often it steps: give "
+        "the window in steps, Window(start=..., end=..., every=..., unit='steps')."
+    )
+
+
 def steps_per_epoch(trainer: L.Trainer) -> float:
     """Return the optimizer steps of one epoch; infinite where the trainer, whose loaders are set up, cannot tell."""
     return _steps_per_epoch(trainer, trainer.num_training_batches)

@@ -403,6 +403,46 @@ def test_fractions_under_manual_optimization_with_max_steps_are_refused():
     assert callback.ramp.is_over
 
 
+class Seldom(Toy):
+    """Accumulates by hand, over `every` batches."""
+
+    def __init__(self, every):
+        super().__init__()
+        self.every, self.automatic_optimization = every, False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        if (batch_idx + 1) % self.every == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("unit", ["run", "epochs"])
+def test_manual_optimization_that_steps_seldom_is_told_after_one_epoch(unit):
+    seen = []
+
+    class Looks(L.Callback):
+        def on_train_epoch_start(self, trainer, *_):
+            seen.append(list(callback.warnings))
+
+    callback = pruning(window=Window(0, 3 if unit == "epochs" else 0.75, unit=unit))
+    early, late = "The first epoch took 3 optimizer steps", "Training stopped after 12 steps"
+    with pytest.warns(UserWarning, match=early), pytest.warns(UserWarning, match=late):
+        trainer(callback, Looks()).fit(Seldom(2), data(), data())
+    assert [len(found) for found in seen] == [0, 1, 1, 1]
+    assert (
+        "took 3 optimizer steps, of 6 batches: the run will end after 12, before the ramp does, at 18"
+        in seen[1][0]
+    )
+
+
+@pytest.mark.parametrize(("every", "window"), [(1, Window()), (2, Window(0, 9, 1, unit="steps"))])
+def test_manual_optimization_in_time_hears_nothing(every, window):
+    trainer(callback := pruning(window=window)).fit(Seldom(every), data(), data())
+    assert callback.is_final and not callback.warnings
+
+
 def test_epochs_as_the_unit():
     callback = pruning(window=Window(1, 3, 0.5, unit="epochs"))
     fit(callback)
