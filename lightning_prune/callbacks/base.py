@@ -19,6 +19,7 @@ from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
 from lightning_prune.core.checks import check_flag
+from lightning_prune.core.granularities import Layer
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.graph import Plan
@@ -29,7 +30,7 @@ from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
 from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.shrinking import AnyPruner, pruner_of, sparsities_of
-from lightning_prune.model.targets import computed_layers
+from lightning_prune.model.unpruned import modules_not_run
 from lightning_prune.report.progress import showing
 
 teach_jsonargparse()
@@ -150,9 +151,12 @@ class PruningCallback(L.Callback):
         trained: Container[int] | None = None,
     ) -> AnyPruner:
         """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
-        pruner = pruner_of(module, self.recipe, example_call(trainer, module, batches), trained)
+        is_depth = isinstance(self.recipe.granularity, Layer)
+        call = example_call(trainer, module, batches, is_one=is_depth)
+        pruner = pruner_of(module, self.recipe, call, trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):
             pruner.agree = pruner.copies.agree = trainer.strategy.broadcast
+        self._warn(*modules_not_run(pruner))
         if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:
             pruner.contest.measured = Measured(folder / LATENCIES)
         if not isinstance(pruner, Pruner) and (self.shrinks or self.turn == 0):
@@ -180,8 +184,7 @@ class PruningCallback(L.Callback):
             self.updates[-1]["achieved"] = self.pruner.sparsity
         for name, reason in self.pruner.frozen.items() - known.items():
             self._warn(f"`{name}` stays whole: {reason}.")
-        for note in () if plan.is_empty else self.pruner.copies.notes:
-            self._warn(note)
+        self._warn(*(() if plan.is_empty else self.pruner.copies.notes))
 
     def _keep_dense(self, trainer: L.Trainer, called: nn.Module) -> None:
         """Keep a copy of what is called before it becomes smaller, on the CPU, where a report compares latencies."""
@@ -192,15 +195,6 @@ class PruningCallback(L.Callback):
             except Exception as error:  # whatever a user's module does when it is copied
                 self._warn(
                     f"The report compares no latency with the dense model, which cannot be copied: {error!r:.200}."
-                )
-
-    def _say_what_is_left_out(self, module: nn.Module) -> None:
-        """Name layers that one would take for pruned, where nobody has asked for them or against them."""
-        if self.recipe.include is None and self.pruner is not None:
-            for path in computed_layers(module, self.pruner.targets, self.recipe.exclude):
-                self._warn(
-                    f"`{path}` is not pruned: its weight is computed from others, by weight_norm or a parametrization. "
-                    "Remove that, or name what it is computed from in `include`."
                 )
 
     def _follow_(self, trainer: L.Trainer, module: L.LightningModule, plan: Plan) -> None:
@@ -286,6 +280,7 @@ class PruningCallback(L.Callback):
         for monitor in (callback for callback in callbacks if isinstance(callback, SparsityMonitor)):
             monitor.finish(trainer, pl_module)
 
-    def _warn(self, message: str) -> None:
-        self.warnings.append(message)
-        rank_zero_warn(message)
+    def _warn(self, *messages: str) -> None:
+        for message in messages:
+            self.warnings.append(message)
+            rank_zero_warn(message)

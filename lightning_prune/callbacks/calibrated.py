@@ -33,6 +33,7 @@ from lightning_prune.model.solving import make_up_
 from lightning_prune.model.stages import lists_in
 from lightning_prune.model.statistics import needs_loss
 from lightning_prune.model.unfinished import Unfinished
+from lightning_prune.model.unpruned import layers_left_out
 from lightning_prune.report.progress import showing
 
 
@@ -82,7 +83,7 @@ class CalibratedPruning(PruningCallback):
                 self.pruner.copies = self.copies
         else:
             self.pruner = Pruner(module, self.recipe)
-            self._say_what_is_left_out(module)
+            self._warn(*layers_left_out(module, self.recipe, self.pruner.targets))
         statistics = self.pruner.statistics
         needs_data = (
             statistics.activations or statistics.gradients or self.reestimate_batch_norm or self.solver

@@ -11,18 +11,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from lightning_prune.callbacks.evaluation import silenced
+from lightning_prune.callbacks.structure import SeesDense
 from lightning_prune.core.checks import check_path, check_positive, check_range, did_you_mean
-from lightning_prune.graph.sandbox import attributes_kept
+from lightning_prune.graph.sandbox import attributes_kept, eager
 from lightning_prune.model.calls import capture_call, random_states_kept
 from lightning_prune.model.copies import copied
 from lightning_prune.model.distillation import distillation_loss, feature_loss
 from lightning_prune.model.whole import read_checkpoint
 
 
-class Distillation(L.Callback):
+class Distillation(L.Callback, SeesDense):
     """Let a dense teacher guide the training: loss = (1 - weight) loss + weight T^2 KL(teacher || student).
 
     Hinton et al. 2015 (arXiv:1503.02531). The teacher is the module as it is when fitting begins (start from the
@@ -80,7 +82,7 @@ class Distillation(L.Callback):
         self.teacher: nn.Module | None = None
         self._loaded: dict[str, Any] = {}
         self._step: Callable[..., Any] | None = None
-        self._is_own_step, self._is_built = False, True
+        self._is_own_step, self._is_built, self._is_warned = False, True, False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Copy the teacher, before anything is pruned; of a network that the module builds later, when fitting begins.
@@ -99,6 +101,17 @@ class Distillation(L.Callback):
         if self._is_built:
             self._check_paths(pl_module)
             self._load_file_()
+
+    def see_dense_(self, module: L.LightningModule) -> None:
+        """Copy the teacher where there was nothing to copy before the module's own hooks."""
+        if self._is_built:
+            return
+        assert self.teacher is not None
+        self._is_built, known = True, {name for name, _ in self.teacher.named_parameters()}
+        if any(name not in known for name, _ in module.named_parameters()):
+            self.teacher = copied(module)
+        self._check_paths(module)
+        self._load_file_()
 
     def _check_paths(self, module: L.LightningModule) -> None:
         paths = dict(module.named_modules())
@@ -125,16 +138,15 @@ class Distillation(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Freeze the teacher, and let the training step's loss listen to it."""
         assert self.teacher is not None
-        if not self._is_built:  # before the module's own hooks, there may have been nothing to copy
-            built = {name for name, _ in self.teacher.named_parameters()}
-            if any(name not in built for name, _ in pl_module.named_parameters()):
-                self.teacher = copied(pl_module)
-            self._check_paths(pl_module)
-            self._load_file_()
+        self.see_dense_(pl_module)
         if "teacher" in self._loaded and self.file is None:
             self._load_(self._loaded["teacher"])
         self.output = self.output if self.output is not None else self._loaded.get("output")
-        self.teacher.eval().requires_grad_(False).to(pl_module.device)
+        self.teacher.eval().to(pl_module.device)
+        for parameter in self.teacher.parameters():
+            parameter.detach_().requires_grad_(
+                False
+            )  # those of scripted modules are copied with their history
         step = pl_module.training_step
 
         @wraps(step)
@@ -153,7 +165,10 @@ class Distillation(L.Callback):
         student = module.get_submodule(self.output)
         with _watched(student) as calls, _watched_outputs(module, self.features) as ours:
             result = step(*args, **kwargs)
-        if result is None or not calls:
+        if result is None:
+            return result
+        if not calls:
+            self._warn_once()
             return result
         assert self.teacher is not None
         teacher = self.teacher.get_submodule(self.output)
@@ -164,12 +179,20 @@ class Distillation(L.Callback):
             for (_, _, y), goal in zip(calls, goals, strict=True)
         ]
         taught = torch.stack(losses).mean()
-        module.log("train/distillation", taught.detach())
+        module.log("train/distillation", taught.detach(), batch_size=len(goals[0]))
         loss = result["loss"] if isinstance(result, dict) else result
         mixed = (1.0 - self.weight) * loss + self.weight * taught
         if self.features:
             mixed = mixed + self.feature_weight * feature_loss(ours, theirs)
         return {**result, "loss": mixed} if isinstance(result, dict) else mixed
+
+    def _warn_once(self) -> None:
+        if not self._is_warned:
+            self._is_warned = True
+            rank_zero_warn(
+                f"Distillation saw no call of `{self.output}`, so that the teacher is not listened to: `output` names "
+                "another module, or one within what is compiled. Compile that module, not what calls it."
+            )
 
     def _found(
         self, module: L.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any
@@ -181,6 +204,7 @@ class Distillation(L.Callback):
             random_states_kept(module.device),
             silenced(module),
             attributes_kept(module),
+            eager(),
             capture_call(module) as caught,
         ):
             step(*args, **kwargs)

@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset
 from torchmetrics import Metric
 
 from lightning_prune.graph.sandbox import attributes_kept
+from lightning_prune.model.calls import random_states_kept
 
 NUM_EXAMPLES = 8
 """Batches among which one is looked for that a step does not skip."""
@@ -85,6 +86,8 @@ def _aside(loader: Any) -> Any:
     fresh = copy.copy(loader)
     if isinstance(getattr(fresh, "dataset", None), IterableDataset):
         vars(fresh)["dataset"] = copy.copy(fresh.dataset)  # a loader refuses to have it set
+    if getattr(fresh, "_iterator", None) is not None:
+        fresh._iterator = None  # that of persistent workers, which training reads from
     return fresh
 
 
@@ -121,7 +124,9 @@ def examples(trainer: L.Trainer, batch: Any) -> Iterator[Any]:
     """
     if batch is not None:
         yield batch
-    yield from training_batches(trainer, NUM_EXAMPLES)
+    with random_states_kept(trainer.lightning_module.device):
+        more = training_batches(trainer, NUM_EXAMPLES)
+    yield from more
 
 
 def _on_device(trainer: L.Trainer, batches: Iterable[Any]) -> list[Any]:
@@ -161,10 +166,21 @@ def step_of(module: L.LightningModule, batches: Sequence[Any] = ()) -> Any:
         if "dataloader_iter" in names:
             args = (iter([(batch, place, 0)]),)
         loader = {"dataloader_idx": 0} if "dataloader_idx" in names else {}
-        with attributes_kept(model):
+        with attributes_kept(model), _explained(model, name):
             return function(*args, **loader)
 
     return step
+
+
+@contextmanager
+def _explained(model: nn.Module, name: str) -> Iterator[None]:
+    """Say of an error in a step that it may be one of eval mode alone."""
+    try:
+        yield
+    except Exception as error:
+        if not model.training:
+            error.add_note(f"`{name}` was run beside training, with {type(model).__name__} in eval mode.")
+        raise
 
 
 def loss_of(module: L.LightningModule, batches: Sequence[Any] = ()) -> Any:

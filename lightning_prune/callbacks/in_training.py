@@ -19,11 +19,13 @@ from lightning_prune.core.types import Couples, Prescribes, Schedule
 from lightning_prune.core.windows import StepWindow, Window
 from lightning_prune.graph import Plan
 from lightning_prune.model.group_pruning import GroupPruner
-from lightning_prune.model.optimizer import parameter_ids, trained_ids
+from lightning_prune.model.optimizer import has_gradients, parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
+from lightning_prune.model.unpruned import layers_left_out
 
-RESTFUL = 10  # steps between updates
+RESTFUL = 10
+"""Steps between updates from which on it pays to exchange what optimizers hold."""
 
 
 class InTraining(Stepping):
@@ -51,7 +53,7 @@ class InTraining(Stepping):
         self.ramp: Ramp | None = None
         self._before: dict[str, Any] | None = None
         self._watching = ExitStack()
-        self._is_counted = self._is_watching = self._is_news = self._is_in_batch = False
+        self._is_counted = self._is_watching = self._is_news = self._is_in_batch = self._is_stepped = False
 
     @property
     def is_final(self) -> bool:
@@ -99,7 +101,7 @@ class InTraining(Stepping):
         if not isinstance(self.recipe.granularity, Couples):
             self.pruner = self._new_pruner(trainer, pl_module)
             check_alone(self, trainer)
-            self._say_what_is_left_out(pl_module)
+            self._warn(*layers_left_out(pl_module, self.recipe, self.pruner.targets))
             self._go_on()
         self._hook_on(trainer)
         if self.pruner is not None and not self._optimizers:
@@ -185,7 +187,7 @@ class InTraining(Stepping):
         self._notice_optimizers(trainer, optimizer)
         if optimizer in self._optimizers:
             self._count()
-            if self._is_restful:
+            if self._ramp.is_over or self._ramp.steps.every >= RESTFUL:
                 self._compact.follow(optimizer, self._pruner.targets, self._pruner.masks)
             statistics = self._pruner.statistics
             is_wanted = statistics.is_running and not self._ramp.is_over
@@ -202,6 +204,7 @@ class InTraining(Stepping):
         if not self._is_in_batch:
             return
         self._count()
+        self._is_stepped = has_gradients(optimizer)
         self._pruner.statistics.confirm()
         self._pruner.apply_(parameter_ids([optimizer]) - masked)
         self._update_if_due()
@@ -266,11 +269,6 @@ class InTraining(Stepping):
         assert self.ramp is not None
         return self.ramp
 
-    @property
-    def _is_restful(self) -> bool:
-        """Whether masks rest for so many steps that it pays to exchange what optimizers hold."""
-        return self._ramp.is_over or self._ramp.steps.every >= RESTFUL
-
     def _update_(self, fraction: float, **when: Any) -> None:
         """Update the masks; what optimizers remember of weights that come back is zero, as the weights are."""
         self._forget()
@@ -284,8 +282,10 @@ class InTraining(Stepping):
             self._ramp.tick()
 
     def _update_if_due(self) -> None:
-        """Update the masks once the criterion has what it needs."""
-        if not (self._ramp.is_due and self._pruner.statistics.is_complete):
+        """Update the masks once the criterion has what it needs, after a step that was not skipped."""
+        statistics = self._pruner.statistics
+        has_seen = self._is_stepped or not statistics.activations
+        if not (self._ramp.is_due and statistics.is_complete and has_seen):
             return
         self._stop_watching()
         self._before_update()

@@ -16,7 +16,8 @@ from torch import nn
 from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.core.checks import check_path
-from lightning_prune.model.cost import Call, CallCatcher, capture_call, compare_with_dense, measure
+from lightning_prune.model.cost import Call, compare_with_dense, measure
+from lightning_prune.model.joint_calls import StepCalls, capture_step, parts_of
 from lightning_prune.model.shards import has_shards
 from lightning_prune.report.costs import Cost
 from lightning_prune.report.data import Evaluation, Report
@@ -52,12 +53,12 @@ class SparsityMonitor(L.Callback):
         self._cost_before: Cost | None = None
         self._evaluations: list[Evaluation] = []
         self._call: Call | None = None
-        self._catcher: CallCatcher | None = None
+        self._catcher: StepCalls | None = None
         self._capturing = ExitStack()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the model before anything is pruned; what a call of it costs is added with the first batch."""
-        if self._call is not None and all(m is not self._call.module for m in pl_module.modules()):
+        if self._call is not None and parts_of(self._call.module)[0] not in set(pl_module.modules()):
             self._cost_before, self._call, self._catcher = (
                 None,
                 None,
@@ -69,7 +70,7 @@ class SparsityMonitor(L.Callback):
     def _start_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Watch the first batch, to have a call of the model that can be replayed; one of sharded weights cannot be."""
         if self._catcher is None and not has_shards(pl_module):
-            self._catcher = self._capturing.enter_context(capture_call(pl_module))
+            self._catcher = self._capturing.enter_context(capture_step(pl_module))
 
     def _end_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._call is None and self._catcher is not None:

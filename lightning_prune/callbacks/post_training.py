@@ -15,7 +15,7 @@ from lightning_prune.callbacks.calibrated import CalibratedPruning
 from lightning_prune.callbacks.evaluation import as_metrics, examples, loss_of, validate_within_fit
 from lightning_prune.callbacks.interruption import folder_of
 from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
-from lightning_prune.callbacks.structure import averaged_models, check_comes_back, follow_record_
+from lightning_prune.callbacks.structure import check_comes_back, copy_to_averages_, follow_record_
 from lightning_prune.callbacks.trial import check_flow
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.checks import check_choice, check_count, check_path
@@ -192,8 +192,7 @@ class PostTrainingPruning(CalibratedPruning):
             mask_all_(self, trainer)
         self.metrics_before = validate_within_fit(trainer)
         self._prune_(trainer, pl_module, trainer.train_dataloader)
-        for model in averaged_models(trainer):  # which validation and checkpoints put in the module's place
-            model.load_state_dict(pl_module.state_dict(), strict=pl_module.strict_loading)
+        copy_to_averages_(trainer, pl_module)  # which validation and checkpoints put in the module's place
         self.metrics_after = validate_within_fit(trainer)
         if trainer.checkpoint_callback is not None:
             self._save(trainer)
@@ -221,19 +220,22 @@ class PostTrainingPruning(CalibratedPruning):
                 its network anew each time.
             UnpicklingError: the checkpoint holds more than tensors and plain data, which is not run.
         """
-        model.configure_model()  # which may build the network
-        if not is_overridden("setup", model):  # so may that, which the trainer calls
+        builds = any(is_overridden(hook, model) for hook in ("configure_model", "setup"))
+        if not builds:  # or else the network is there once the trainer has called them
             self._check_fits(model)
         follow_record_(model)
         self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(
             trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         )
+        if builds:
+            self._check_fits(model)
         if datamodule is not None:
             datamodule.setup("fit")
         source = datamodule if datamodule is not None else model
         model.to(trainer.strategy.root_device)
         self._prune_(trainer, model, source.train_dataloader)
+        copy_to_averages_(trainer, model)
         self.metrics_after = as_metrics(trainer.validate(model, datamodule, verbose=False))
         self._check_is_there(model)
         self._save(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,8 @@ def resolve_window(window: Window, trainer: L.Trainer) -> StepWindow:
             f"`max_steps`, {trainer.max_steps}, counts the steps of {len(trainer.optimizers)} optimizers together. Set "
             "`max_epochs` instead, or give the window in steps: Window(start=..., end=..., every=..., unit='steps')."
         )
-    return window.resolve(num_steps, steps_per_epoch(trainer))
+    lengths = _lengths(trainer, trainer.num_training_batches)
+    return _in_steps(window, lengths).resolve(num_steps, steps_per_epoch(trainer))
 
 
 def steps_done(trainer: L.Trainer) -> int:
@@ -76,10 +78,33 @@ def _steps_per_epoch(trainer: L.Trainer, num_batches: float) -> float:
     """Return the optimizer steps of an epoch of so many batches; their mean where accumulation changes."""
     if not math.isfinite(num_batches):
         return math.inf
-    if (accumulation := _accumulation(trainer)) is None:
+    if not (lengths := _lengths(trainer, num_batches)):
         return math.ceil(num_batches / trainer.accumulate_grad_batches)
-    factors = [accumulation.get_accumulate_grad_batches(e) for e in range(max(1, trainer.max_epochs or 1))]
-    return sum(math.ceil(num_batches / factor) for factor in factors) / len(factors)
+    return sum(lengths) / len(lengths)
+
+
+def _lengths(trainer: L.Trainer, num_batches: float) -> tuple[int, ...]:
+    """Return the optimizer steps of each epoch where accumulation changes; nothing where they are all alike."""
+    if (accumulation := _accumulation(trainer)) is None or not math.isfinite(num_batches):
+        return ()
+    epochs = range(max(1, trainer.max_epochs or 1))
+    return tuple(math.ceil(num_batches / accumulation.get_accumulate_grad_batches(e)) for e in epochs)
+
+
+def _in_steps(window: Window, lengths: Sequence[int]) -> Window:
+    """Count a window in epochs by their lengths, where those differ; updates are as far apart as on average."""
+    if window.unit != "epochs" or not lengths:
+        return window
+
+    def reached(epochs: float) -> int:
+        whole = int(epochs)
+        each = [lengths[min(e, len(lengths) - 1)] for e in range(whole + 1)]
+        return sum(each[:whole]) + round((epochs - whole) * each[whole])
+
+    start, end = reached(window.start), reached(window.end)
+    epochs = window.end - window.start
+    length = (end - start) / epochs if epochs else lengths[min(int(window.start), len(lengths) - 1)]
+    return Window(start, end, max(1, round(window.every * length)), unit="steps")
 
 
 def _num_steps(trainer: L.Trainer, per_epoch: float) -> float:
@@ -107,11 +132,13 @@ class RunLength:
         num_steps: optimizer steps in all; infinite where nobody can tell.
         steps_per_epoch: of one epoch; infinite where nobody can tell.
         is_trial: whether it is a `fast_dev_run`, whose one step is the whole of a window.
+        lengths: the steps of each epoch where they differ.
     """
 
     num_steps: float
     steps_per_epoch: float
     is_trial: bool = False
+    lengths: tuple[int, ...] = ()
 
     def resolve(self, window: Window) -> StepWindow:
         """Count a window in steps, as `resolve_window` will.
@@ -119,7 +146,9 @@ class RunLength:
         Raises:
             ValueError: the window needs a length that is not known, or ends after the run.
         """
-        return StepWindow(0, 1, 1) if self.is_trial else window.resolve(self.num_steps, self.steps_per_epoch)
+        if self.is_trial:
+            return StepWindow(0, 1, 1)
+        return _in_steps(window, self.lengths).resolve(self.num_steps, self.steps_per_epoch)
 
 
 def length_of(trainer: L.Trainer, loader: Any) -> RunLength:
@@ -131,8 +160,9 @@ def length_of(trainer: L.Trainer, loader: Any) -> RunLength:
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return RunLength(1, 1, is_trial=True)
-    per_epoch = _steps_per_epoch(trainer, _num_batches(trainer, loader))
-    return RunLength(_num_steps(trainer, per_epoch), per_epoch)
+    num_batches = _num_batches(trainer, loader)
+    per_epoch = _steps_per_epoch(trainer, num_batches)
+    return RunLength(_num_steps(trainer, per_epoch), per_epoch, lengths=_lengths(trainer, num_batches))
 
 
 def _num_batches(trainer: L.Trainer, loader: Any) -> float:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_prune.callbacks.evaluation import silenced, step_of
-from lightning_prune.model.calls import Call, capture_call, undisturbed
+from lightning_prune.graph.sandbox import mode_of_training
+from lightning_prune.model.calls import Call, undisturbed
+from lightning_prune.model.joint_calls import capture_step, joined, parts_of
 from lightning_prune.model.record import HOOK, shrink_to_
+
+
+class SeesDense:
+    """A callback that looks at a module before a checkpoint makes it smaller."""
+
+    def see_dense_(self, module: L.LightningModule) -> None:
+        """Look at the module, which is as it was built."""
+        raise NotImplementedError
 
 
 class Shrinks:
@@ -30,6 +42,9 @@ class Shrinks:
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         """Replay the record, on averages of the weights too, then do what the module does."""
+        for callback in self.module.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SeesDense):
+                callback.see_dense_(self.module)
         shrink_to_(self.module, checkpoint, averaged_models(self.module.trainer))
         if self.inner is not None:
             self.inner(checkpoint)
@@ -95,13 +110,16 @@ def rewrap_(trainer: L.Trainer, module: L.LightningModule) -> None:
         strategy.model = strategy._setup_model(module)
 
 
-def example_call(trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any]) -> Call:
+def example_call(
+    trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any], *, is_one: bool = False
+) -> Call:
     """Return the call of the model that the module's own step makes for a batch; that of one process for all.
 
     Args:
         trainer: whose processes they are.
         module: the whole model.
         batches: the first is taken for which the step calls the model; it may skip some.
+        is_one: as for `call_of_step`.
 
     Raises:
         ValueError: the step calls no submodule with parameters.
@@ -109,7 +127,7 @@ def example_call(trainer: L.Trainer, module: L.LightningModule, batches: Iterabl
     call, tried = None, list[Any]()
     for batch in batches:
         tried.append(batch)
-        if (call := call_of_step(module, batch, tried)) is not None:
+        if (call := call_of_step(module, batch, tried, is_one=is_one)) is not None:
             break
     if call is None:
         raise ValueError(
@@ -118,32 +136,61 @@ def example_call(trainer: L.Trainer, module: L.LightningModule, batches: Iterabl
         )
     if trainer.world_size == 1:
         return call
-    shared = trainer.strategy.broadcast((call.args, dict(call.kwargs)))
-    args, kwargs = trainer.strategy.batch_to_device(shared, dataloader_idx=0)
-    return replace(call, args=args, kwargs=kwargs)
+    paths = {part: path for path, part in module.named_modules()}
+    names = [paths[part] for part in parts_of(call.module)]
+    names, *shared = trainer.strategy.broadcast((names, call.args, dict(call.kwargs)))
+    args, kwargs = trainer.strategy.batch_to_device(tuple(shared), dataloader_idx=0)
+    called = joined([module.get_submodule(name) for name in names])
+    return replace(call, module=called, args=args, kwargs=kwargs)
 
 
-def call_of_step(module: L.LightningModule, batch: Any, batches: Sequence[Any] = ()) -> Call | None:
-    """Return the call of the model that the module's own step makes for a batch; None if it makes none.
+def call_of_step(
+    module: L.LightningModule, batch: Any, batches: Sequence[Any] = (), *, is_one: bool = False
+) -> Call | None:
+    """Return the call of the model that the module's own step makes for a batch, or all its calls as one.
 
     Args:
         module: the whole model.
         batch: one of `batches`, whose place is its `batch_idx`.
         batches: as for `step_of`.
+        is_one: whether to take the call of the largest module alone.
+
+    Returns:
+        The call; None if there is none.
     """
-    with undisturbed(module), silenced(module), capture_call(module) as caught:
-        step_of(module, batches)(module, batch)
-    if caught.call is not None and not module.automatic_optimization:  # what ran is a step of validation
-        return replace(caught.call, ran=None)
-    return caught.call
+    step, is_training = step_of(module, batches), False
+    with undisturbed(module), silenced(module), ExitStack() as stack:
+        caught = stack.enter_context(capture_step(module))
+        try:
+            step(module, batch)
+        except Exception:  # a module may give in training what it does not give else, as auxiliary outputs
+            stack.close()
+            stack.enter_context(mode_of_training(module, True))
+            caught, is_training = stack.enter_context(capture_step(module)), True
+            step(module, batch)
+    call = caught.largest if is_one else caught.call
+    if call is None:
+        return None
+    is_seen = module.automatic_optimization  # or else what ran is a step of validation
+    return replace(call, ran=call.ran if is_seen else None, is_training=is_training)
 
 
 def restart_averages_(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Let weight-averaging callbacks begin anew with the module's weights, as at the start of a training."""
+    copy_to_averages_(trainer, module)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging) and (average := callback._average_model) is not None:
-            average.module.load_state_dict(module.state_dict(), strict=module.strict_loading)
-            average.n_averaged.zero_()
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            callback._average_model.n_averaged.zero_()
+
+
+@torch.no_grad()
+def copy_to_averages_(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Give the averages that callbacks keep the module's own values, as far as they are of the same tensors."""
+    own = _tensors_by_name(module)
+    for average in averaged_models(trainer):
+        for name, tensor in _tensors_by_name(average).items():
+            if name in own and own[name].shape == tensor.shape:
+                tensor.copy_(own[name])
 
 
 def averaged_models(trainer: L.Trainer) -> list[nn.Module]:
@@ -155,3 +202,10 @@ def averaged_models(trainer: L.Trainer) -> list[nn.Module]:
         elif isinstance(callback, WeightAveraging) and callback._average_model is not None:
             found.append(callback._average_model.module)
     return found
+
+
+def _tensors_by_name(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, also those that are in no state dict."""
+    return dict(
+        (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    )

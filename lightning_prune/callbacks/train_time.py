@@ -208,6 +208,8 @@ class TrainTimePruning(SoftMasking):
         state = super().state_dict()
         if self.ramp is None:
             return state
+        if self.pruner is None and self._before is not None:  # nothing of it was taken over yet
+            return state
         is_to_shrink = self._is_to_shrink or self._is_to_go_on_shrinking
         return {**state, "peak_lr": self._peak_lr, "is_to_shrink": is_to_shrink}
 

@@ -68,7 +68,9 @@ def replay(
     """
     check = _ShapeCheck(record.ops, counts)
     with ExitStack() as stack:
-        args, kwargs = stack.enter_context(stage(run.model, run.args, run.kwargs, fake=record.is_fake))
+        args, kwargs = stack.enter_context(
+            stage(run.model, run.args, run.kwargs, fake=record.is_fake, training=run.training)
+        )
         sliced = {
             id(tensor): _sliced(tensor, tuple(size_of(node, counts) for node in types), record.is_fake)
             for tensor, types in record.tensors.values()

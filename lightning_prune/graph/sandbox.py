@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
 
 
 @contextmanager
@@ -35,31 +37,56 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def attributes_kept(model: nn.Module) -> Iterator[None]:
     """Put back attributes and the places of buffers: what a run appends, counts or remembers is gone with it.
 
-    Lazy modules keep what they learn of their sizes.
+    Lists, dicts, sets and deques stay the same objects, shared with whom they are, and get their contents back. Lazy
+    modules keep what they learn of their sizes.
     """
     kept = [(module, dict(vars(module)), dict(module._buffers)) for module in _grown(model)]
-    for module, attributes, _ in kept:
+    contents: dict[int, tuple[Any, Any]] = {}
+    for _, attributes, _ in kept:
         for name, value in attributes.items():
-            if type(value) in (dict, list, set) and name not in OF_EVERY_MODULE:
-                vars(module)[name] = copy(value)
+            if name not in OF_EVERY_MODULE:
+                _note_contents(value, contents)
     try:
         yield
     finally:
         for module, attributes, buffers in kept:
             _put_back(vars(module), attributes)
             _put_back(module._buffers, buffers)
+        for container, before in contents.values():
+            _put_back(container, before)
 
 
 def _grown(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if not isinstance(module, LazyModuleMixin)]
+    """Return the modules whose attributes are Python's and are not about to change for good."""
+    alien = (LazyModuleMixin, torch.jit.ScriptModule)
+    return [module for module in model.modules() if not isinstance(module, alien)]
 
 
-def _put_back(place: dict[str, Any], before: dict[str, Any]) -> None:
-    if len(place) != len(before) or any(
-        place.get(name, place) is not value for name, value in before.items()
-    ):
-        place.clear()
-        place.update(before)
+def _note_contents(value: Any, noted: dict[int, tuple[Any, Any]]) -> None:
+    """Note what is in a container, and in those within it."""
+    if type(value) not in (*CONTAINERS, tuple) or id(value) in noted:
+        return
+    if type(value) is not tuple:
+        noted[id(value)] = value, copy(value)
+    for entry in value.values() if isinstance(value, dict) else value:
+        _note_contents(entry, noted)
+
+
+def _put_back(container: Any, before: Any) -> None:
+    """Give a container its contents back, if it has others."""
+    if isinstance(container, dict):
+        is_same = len(container) == len(before) and all(
+            container.get(k, before) is v for k, v in before.items()
+        )
+    elif isinstance(container, set):
+        is_same = container == before
+    else:
+        is_same = len(container) == len(before) and all(
+            a is b for a, b in zip(container, before, strict=True)
+        )
+    if not is_same:
+        container.clear()
+        container.extend(before) if isinstance(container, (list, deque)) else container.update(before)
 
 
 @contextmanager
@@ -78,11 +105,24 @@ def plain_kernels() -> Iterator[None]:
         yield
 
 
-def eager() -> Any:
+class _Eager:
+    """How many want compiled modules to run uncompiled, who may come and go in any order; the first asks torch."""
+
+    num, stance = 0, ExitStack()
+
+
+@contextmanager
+def eager() -> Iterator[None]:
     """Run compiled modules uncompiled, where this version of torch can."""
-    return (
-        torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
-    )
+    if _Eager.num == 0 and hasattr(torch.compiler, "set_stance"):
+        _Eager.stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _Eager.num += 1
+    try:
+        yield
+    finally:
+        _Eager.num -= 1
+        if _Eager.num == 0:
+            _Eager.stance.close()
 
 
 @contextmanager

@@ -98,11 +98,6 @@ class Activations:
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
             yield
 
-    @property
-    def is_seen(self) -> bool:
-        """Whether anything was seen, or nothing is asked for."""
-        return not self._sums or any(total.count for sums in self._sums.values() for total in sums)
-
     def clear(self) -> None:
         """Forget what was seen."""
         for total in (t for sums in self._sums.values() for t in sums):

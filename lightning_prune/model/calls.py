@@ -27,6 +27,7 @@ class Call:
         kwargs: its keyword arguments.
         autocast: device type and dtype of the autocast region that it was caught in, or None.
         ran: the modules that ran in the step that it is a part of; None where no step was seen.
+        is_training: whether it was seen in training mode, since the step fails in eval mode.
 
     Example:
         >>> Call(nn.Linear(2, 3), (torch.zeros(5, 2),), {})().shape
@@ -38,6 +39,7 @@ class Call:
     kwargs: Mapping[str, Any]
     autocast: tuple[str, torch.dtype] | None = None
     ran: Set[nn.Module] | None = None
+    is_training: bool = False
 
     def __call__(self) -> Any:
         """Run the module once more."""
@@ -106,14 +108,13 @@ def capture_call(model: nn.Module) -> Iterator[CallCatcher]:
         if torch.compiler.is_compiling():
             return
         ran.add(module)
-        if _is_redirected(module) or (size := _size(module)) <= best:
+        if is_redirected(module) or (size := _size(module)) <= best:
             return
         best = size
-        args, kwargs = map_tensors(lambda t: t.detach().clone(), (args, kwargs))
-        catcher.call = Call(module, args, kwargs, _autocast(module), ran)
+        catcher.call = replace(as_called(module, args, kwargs), ran=ran)
 
     with ExitStack() as hooks:
-        for module in model.modules():
+        for module in hookable(model):
             handle = module.register_forward_pre_hook(before_forward, with_kwargs=True)
             hooks.callback(handle.remove)
         yield catcher
@@ -181,8 +182,9 @@ def _buffers_kept(modules: Any) -> Iterator[None]:
         yield
     finally:
         for module, buffers, values in kept:
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            if not isinstance(module, torch.jit.ScriptModule):  # whose buffers have their places for good
+                module._buffers.clear()
+                module._buffers.update(buffers)
             for name, value in values.items():
                 if not torch.equal(buffers[name], value):
                     buffers[name].copy_(value)
@@ -210,6 +212,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def hookable(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that Python's hooks can be set on."""
+    return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+
+
+def as_called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """Return a call that is being made, with copies of its tensors."""
+    args, kwargs = map_tensors(lambda t: t.detach().clone(), (args, dict(kwargs)))
+    return Call(module, args, kwargs, _autocast(module))
+
+
+def num_trained(module: nn.Module) -> int:
+    """Return the number of a module's parameters that are not frozen."""
+    return _size(module)[0]
+
+
 def _autocast(module: nn.Module) -> tuple[str, torch.dtype] | None:
     kind = next((p.device.type for p in module.parameters()), "cpu")
     return (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
@@ -220,7 +238,7 @@ def _size(module: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
-def _is_redirected(module: nn.Module) -> bool:
+def is_redirected(module: nn.Module) -> bool:
     """Whether `forward` is another function for the moment, as a strategy puts `training_step` in its place."""
     replaced = None if hasattr(module, "_orig_mod") else vars(module).get("forward")
     return replaced is not None and getattr(replaced, "__func__", None) is not type(module).forward

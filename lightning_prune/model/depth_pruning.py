@@ -55,7 +55,7 @@ class DepthPruner:
     ) -> None:
         assert isinstance(recipe.granularity, Layer)
         self.model, self.recipe, self.granularity, self.call = model, recipe, recipe.granularity, call
-        self.couplings = trace(call.module, call.args, call.kwargs, root=model)
+        self.couplings = trace(call.module, call.args, call.kwargs, root=model, training=call.is_training)
         self.blocks = self._known_blocks()
         self.num_groups = len(self.blocks)
         self.scored = {} if recipe.by_influence else scored_in(model, self.blocks)

@@ -46,7 +46,7 @@ class GroupChoice:
         scored = select_targets(model, include=recipe.include, exclude=recipe.exclude, trained=trained)
         check_values(scored)
         self.scored = {name: tuple(parameter.shape) for name, parameter in scored.items()}
-        self.couplings = trace(call.module, call.args, call.kwargs, root=model)
+        self.couplings = trace(call.module, call.args, call.kwargs, root=model, training=call.is_training)
         dims = output_dims(model) if getattr(recipe.criterion, "per_output", False) else None
         spared = spared_outputs(model, scored, include=recipe.include, exclude=recipe.exclude)
         self.contest = Contest(recipe, self.couplings, call, self.scored, spared, dims)

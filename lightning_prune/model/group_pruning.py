@@ -123,7 +123,13 @@ class GroupPruner(GroupChoice, Masked):
 
     def _trace_again(self, spent: float) -> None:
         """See the smaller model's groups, by the names that they had, and let them compete from now on."""
-        self.couplings = trace(self.call.module, self.call.args, self.call.kwargs, root=self.model)
+        self.couplings = trace(
+            self.call.module,
+            self.call.args,
+            self.call.kwargs,
+            root=self.model,
+            training=self.call.is_training,
+        )
         self.couplings.recognise(self.known)
         self.count_copies_(Verdict.OPEN)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}

@@ -66,11 +66,6 @@ class NormScales:
                     stack.callback(module.register_forward_pre_hook(before_norm).remove)
             yield
 
-    @property
-    def is_seen(self) -> bool:
-        """Whether any norm was seen, or none is asked for."""
-        return bool(self._norms) or not self._layouts
-
     def sums(self) -> dict[str, str]:
         """Return which norm reads which layer's output, as far as it was seen, by their paths."""
         paths = {module: path for path, module in self.model.named_modules()}

@@ -24,6 +24,11 @@ def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Whether any parameter that the optimizer steps has a gradient: those of a step that skips its batch have none."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
 def trained_ids(optimizers: Iterable[Optimizer]) -> set[int]:
     """Return the ids of the parameters that the optimizers step and that are not frozen."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]

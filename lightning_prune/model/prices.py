@@ -16,6 +16,7 @@ from lightning_prune.core.budgets import Budget
 from lightning_prune.graph import Couplings, Plan
 from lightning_prune.model.calls import Call, replaying, tensors_of
 from lightning_prune.model.copies import copied
+from lightning_prune.model.joint_calls import joined, parts_of
 from lightning_prune.model.latency import latency_ratio
 from lightning_prune.model.surgery import execute_
 from lightning_prune.report.progress import working
@@ -103,9 +104,9 @@ class LatencyOf:
         root = self.couplings.run.root
         small_root = copied(root)
         execute_(small_root, self.plan(counts))
-        small = replace(
-            self.call, module=small_root.get_submodule(self.couplings.run.paths[self.call.module])
-        )
+        paths = self.couplings.run.paths
+        small_parts = [small_root.get_submodule(paths[part]) for part in parts_of(self.call.module)]
+        small = replace(self.call, module=joined(small_parts))
         with replaying(root, self.call) as dense_call, replaying(small_root, small) as small_call:
             return latency_ratio(dense_call, small_call, precision=self.precision)
 

@@ -26,6 +26,7 @@ from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.reconstruction import reconstruct_
 from lightning_prune.model.shortfall import shortfall
 from lightning_prune.model.targets import Pattern
+from lightning_prune.model.unpruned import modules_not_run
 from lightning_prune.report.data import Group
 
 AnyPruner: TypeAlias = Pruner | GroupPruner | DepthPruner
@@ -153,6 +154,7 @@ def shrink(
     if batches is not None or not recipe.by_influence:  # which is measured on the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)
     pruner.choose_(1.0)
+    notes = list(modules_not_run(pruner))
     with ExitStack() as undo:
         if solver is not None:
             assert isinstance(pruner, GroupPruner)
@@ -161,6 +163,6 @@ def shrink(
         undo.pop_all()
     if reestimate_batch_norm:
         reestimate_batch_norm_(model, batches or (), forward=forward)
-    for said in (*pruner.copies.notes, *([missed] if (missed := shortfall(pruner)) else [])):
+    for said in (*notes, *pruner.copies.notes, *([missed] if (missed := shortfall(pruner)) else [])):
         warnings.warn(said, stacklevel=2)
     return plan

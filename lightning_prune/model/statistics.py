@@ -104,9 +104,8 @@ class Statistics:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every gradient that was asked for has been seen, and activations, which come all at once, too."""
-        seen = self._from_activations.is_seen and self._from_norms.is_seen
-        return seen and self.from_gradients.is_complete
+        """Whether every gradient that was asked for has been seen."""
+        return self.from_gradients.is_complete
 
     def clear(self) -> None:
         """Forget activations and gradients, but for the movement, which goes on."""

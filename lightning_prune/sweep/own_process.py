@@ -95,20 +95,30 @@ class _Running:
         has_ended = self.process.exitcode is not None
         if not self.is_silent and self.connection.poll():
             self.is_silent = True
-            with contextlib.suppress(EOFError, ConnectionResetError):
+            try:
                 is_returned, value = self.connection.recv()
-                self.answer = value if is_returned else ProcessError(value)
-                self.deadline = time.monotonic() + PATIENCE
+            except (EOFError, ConnectionResetError):
+                pass
+            except (
+                Exception
+            ) as error:  # what can be sent cannot always be read, as errors that ask for arguments
+                self._take(ProcessError(f"its answer cannot be read: {type(error).__name__}: {error}"))
+            else:
+                self._take(value if is_returned else ProcessError(value))
         if has_ended and self.deadline == float("inf"):
             self.answer = ProcessError(f"its process ended before it did, {_fate(self.process.exitcode)}")
         return has_ended or time.monotonic() > self.deadline
+
+    def _take(self, answer: Any) -> None:
+        self.answer, self.deadline = answer, time.monotonic() + PATIENCE
 
     def kill(self) -> None:
         """Kill the process and what it has started, whatever is left of them."""
         if self.process is None or self.process.pid is None:
             return
         if hasattr(os, "killpg"):
-            for send in (os.killpg, os.kill):  # it has no group of its own before it is asked
+            sends = (os.killpg, os.kill) if self.process.exitcode is None else (os.killpg,)
+            for send in sends:  # it has no group of its own before it is asked
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     send(self.process.pid, signal.SIGKILL)
         else:

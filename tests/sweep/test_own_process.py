@@ -86,6 +86,17 @@ def cannot_be_sent():
     return threading.Lock()
 
 
+class AsksForTwo(Exception):
+    """Can be sent, and not be read: it is made again of one argument."""
+
+    def __init__(self, first, second):
+        super().__init__(first)
+
+
+def give_what_cannot_be_read():
+    return AsksForTwo(1, 2)
+
+
 def ask_in_another_process(function, note):
     code = (
         "import pathlib, signal, sys\n"
@@ -115,6 +126,12 @@ def test_they_are_other_processes_with_their_own_environment():
     assert (sizes, variable) == ([3_000_000, 3], "yes")
     assert len({pid, other, os.getpid()}) == 3 and "OF_ITS_OWN" not in os.environ
     assert not is_alive(pid) and not is_alive(other)
+
+
+def test_an_answer_that_cannot_be_read_is_the_error_of_its_call_alone():
+    unread, read = called((give_what_cannot_be_read, ()), (lengths, ("ab",)))
+    assert isinstance(unread, ProcessError) and "cannot be read: TypeError" in str(unread)
+    assert read[0] == [2]
 
 
 def test_a_local_function_and_a_large_answer():

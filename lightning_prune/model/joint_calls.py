@@ -1,0 +1,177 @@
+"""Several calls that one step makes, as one: an encoder's and a decoder's, or two of one model on other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from lightning_prune.model.calls import (
+    Call,
+    CallCatcher,
+    as_called,
+    capture_call,
+    hookable,
+    is_redirected,
+    num_trained,
+)
+
+MAX_ALIKE = 4
+"""Calls of one module that are told apart by the shapes of their arguments."""
+
+
+class Calls(nn.Module):
+    """Modules that are called one after the other, each on arguments of its own.
+
+    What one of them gives another is a constant here: it stays whole, as inputs and outputs of a model do.
+
+    Args:
+        modules: what is called; some may be the same.
+
+    Shape:
+        (args, kwargs) of each call -> the outputs of each.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> both = Calls([layer, layer])
+        >>> [tuple(y.shape) for y in both(((torch.zeros(5, 2),), {}), ((torch.zeros(7, 2),), {}))]
+        [(5, 3), (7, 3)]
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        different = list(dict.fromkeys(modules))
+        self.called = nn.ModuleList(different)
+        self.order = tuple(different.index(module) for module in modules)
+
+    @property
+    def modules_in_order(self) -> list[nn.Module]:
+        """What is called, as often as it is."""
+        return [self.called[place] for place in self.order]
+
+    def forward(self, *calls: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[Any, ...]:
+        """Make all calls."""
+        found = zip(self.modules_in_order, calls, strict=True)
+        return tuple(module(*args, **kwargs) for module, (args, kwargs) in found)
+
+
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model that are called: several, or itself."""
+    return module.modules_in_order if isinstance(module, Calls) else [module]
+
+
+def joined(parts: Sequence[nn.Module]) -> nn.Module:
+    """Return what calls the parts, the other way round."""
+    return parts[0] if len(parts) == 1 else Calls(parts)
+
+
+class StepCalls:
+    """What a step calls from outside of any other call: modules that are trained, each once for each shape.
+
+    Args:
+        largest: has the call of the module with the most trained parameters.
+    """
+
+    def __init__(self, largest: CallCatcher) -> None:
+        self._largest, self._found = largest, list[tuple[Call, bool]]()
+
+    def note(self, call: Call) -> None:
+        """Note a call, and whether it is one that gradients are asked of."""
+        self._found.append((call, torch.is_grad_enabled()))
+
+    @property
+    def largest(self) -> Call | None:
+        """The call of the module with the most trained parameters."""
+        return self._largest.call
+
+    @property
+    def call(self) -> Call | None:
+        """All calls as one; of a model that is frozen, the largest; None where the step makes none.
+
+        Without gradients are those of a teacher, which is no part of what is trained, but where all are so.
+        """
+        found = [call for call, has_gradients in self._found if has_gradients] or [c for c, _ in self._found]
+        if (largest := self.largest) is None or not found:
+            return largest
+        if len(found) == 1:
+            return replace(found[0], ran=largest.ran)
+        args = tuple((call.args, dict(call.kwargs)) for call in found)
+        return Call(Calls([call.module for call in found]), args, {}, found[0].autocast, largest.ran)
+
+
+@contextmanager
+def capture_step(model: nn.Module) -> Iterator[StepCalls]:
+    """Catch the calls of a step that are made from outside of any other, of modules that have trained parameters.
+
+    Args:
+        model: any module; hooks are set on it and all its submodules while the context is open.
+
+    Example:
+        >>> net = nn.ModuleDict({"encoder": nn.Linear(4, 2), "decoder": nn.Linear(2, 4)})
+        >>> with capture_step(net) as caught:
+        ...     _ = net["decoder"](net["encoder"](torch.zeros(3, 4)))
+        >>> [type(part).__name__ for part in parts_of(caught.call.module)]
+        ['Linear', 'Linear']
+    """
+    running, seen = list[nn.Module](), list[Any]()
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or is_redirected(module):
+            return
+        if not running and num_trained(module):
+            shape = (module, _shape_of((args, kwargs)))
+            alike = [known for known in seen if known[0] is module]
+            if shape not in seen and len(alike) < MAX_ALIKE:
+                seen.append(shape)
+                caught.note(as_called(module, args, kwargs))
+        running.append(module)
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if running and running[-1] is module:
+            running.pop()
+
+    with capture_call(model) as largest, ExitStack() as hooks:
+        caught = StepCalls(largest)
+        for module in hookable(model):
+            hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield caught
+
+
+def _shape_of(arguments: Any) -> Any:
+    leaves, structure = tree_flatten(arguments)
+    shapes = [(tuple(t.shape), t.dtype) if isinstance(t, Tensor) else _plain(t) for t in leaves]
+    return structure, shapes
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str)) else type(value)
+
+
+def not_called(model: nn.Module, used: Container[str], exempt: Sequence[str] = ()) -> list[str]:
+    """Return the paths of modules that are trained and of which a call has used nothing, the outermost ones.
+
+    Args:
+        model: the whole model.
+        used: the names of the parameters that the call has used.
+        exempt: paths below which nothing is looked at.
+
+    Example:
+        >>> not_called(nn.ModuleDict({"body": nn.Linear(2, 2), "hard": nn.Linear(2, 2)}), {"body.weight", "body.bias"})
+        ['hard']
+    """
+    found: list[str] = []
+    known = {id(p) for name, p in model.named_parameters() if name in used}
+    for path, module in model.named_modules():
+        names = [(name, p) for name, p in module.named_parameters(prefix=path) if p.requires_grad]
+        trained = [
+            p for name, p in names if not any(name.startswith(f"{above}.") for above in (*found, *exempt))
+        ]
+        if path and trained and all(id(p) not in known for p in trained):
+            found.append(path)
+    return found

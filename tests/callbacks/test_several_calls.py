@@ -1,0 +1,190 @@
+"""Steps that call several modules, one after the other or one on several inputs: all of them become smaller."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune import (
+    Budget,
+    Channel,
+    PostTrainingPruning,
+    SparsityMonitor,
+    TrainTimePruning,
+    load_pruned,
+    shrink,
+)
+from lightning_prune.model.history import plans_of
+from tests.callbacks.toy import Toy, data, trainer
+
+CHANNELS = {"granularity": Channel(multiple_of=1), "report": False}
+
+
+def images():
+    draw = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(torch.rand(48, 32, generator=draw)), 8)
+
+
+def pairs():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 20, generator=draw)
+    return DataLoader(TensorDataset(x, torch.randint(0, 30, (48,), generator=draw)), 8)
+
+
+class AutoEncoder(Toy):
+    """Lightning's own first example: the step calls an encoder, then a decoder."""
+
+    def __init__(self):
+        super().__init__()
+        del self.body, self.head
+        self.encoder = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+        self.decoder = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 32))
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.decoder(self.encoder(batch[0])), batch[0])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+
+class TwoInputs(Toy):
+    """One model, called on an image and on a text: each call takes another way through it."""
+
+    def __init__(self):
+        super().__init__()
+        del self.body, self.head
+        self.image, self.text = nn.Linear(20, 16), nn.Embedding(30, 16)
+        self.trunk = nn.Sequential(nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 5))
+
+    def forward(self, image=None, text=None):
+        return self.trunk(self.image(image) if text is None else self.text(text))
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self(image=batch[0]), self(text=batch[1]))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+
+@pytest.mark.parametrize("shrink_at", ["end", "update"])
+def test_encoder_and_decoder_become_smaller_and_what_lies_between_stays(shrink_at, tmp_path):
+    callback = TrainTimePruning(0.5, shrink=shrink_at, **CHANNELS)
+    fit = trainer(callback, default_root_dir=tmp_path)
+    fit.fit(module := AutoEncoder(), images(), images())
+    encoder, decoder = module.encoder, module.decoder
+    assert encoder[0].out_features + decoder[0].out_features == pytest.approx(22, abs=1)
+    assert encoder[0].out_features < 24 and decoder[0].out_features < 20
+    assert (encoder[2].out_features, decoder[0].in_features, decoder[2].out_features) == (4, 4, 32)
+    fit.save_checkpoint(tmp_path / "small.ckpt")
+    loaded = load_pruned(AutoEncoder, tmp_path / "small.ckpt")
+    x = torch.rand(3, 32)
+    assert torch.equal(loaded.decoder(loaded.encoder(x)), decoder(encoder(x)))
+
+
+def test_a_plan_for_several_calls_keeps_what_stays_of_each():
+    callback = PostTrainingPruning(0.5, **CHANNELS)
+    trainer(trained := Keeps(), callback).fit(module := AutoEncoder(), images(), images())
+    (plan,) = plans_of(module)
+    for name, weight in module.named_parameters():
+        expected = trained.weights[name]
+        for dim, kept in plan.slices.get(name, {}).items():
+            expected = expected.index_select(dim, torch.tensor(kept))
+        assert torch.equal(weight, expected)
+    assert {"encoder.0.weight", "encoder.2.weight", "decoder.0.weight", "decoder.2.weight"} <= set(
+        plan.slices
+    )
+
+
+class Keeps(L.Callback):
+    """Keeps the weights as they are after the last step, before anything is pruned."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.weights = {name: weight.detach().clone() for name, weight in pl_module.named_parameters()}
+
+
+def test_a_budget_counts_the_work_of_all_calls():
+    def work(module):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module.decoder(module.encoder(torch.rand(8, 32)))
+        return counter.get_total_flops()
+
+    monitor = SparsityMonitor(latency=False, show=False)
+    callback = TrainTimePruning(budget=Budget(macs=0.5), granularity=Channel(multiple_of=1))
+    before = work(module := AutoEncoder())
+    trainer(callback, monitor).fit(module, images(), images())
+    assert work(module) == pytest.approx(0.5 * before, rel=0.03)
+    assert (
+        monitor.report.cost_before.macs == before // 2 and monitor.report.cost_after.macs == work(module) // 2
+    )
+
+
+@pytest.mark.parametrize("kind", [TrainTimePruning, PostTrainingPruning])
+def test_all_ways_through_a_model_follow(kind):
+    trainer(kind(0.5, **CHANNELS)).fit(module := TwoInputs(), pairs(), pairs())
+    assert module.image.out_features == module.text.embedding_dim == module.trunk[1].in_features < 16
+    assert module.trunk[1].out_features == module.trunk[3].in_features < 12
+
+
+class Auxiliary(Toy):
+    """Gives a second output in training, as GoogLeNet does, and its step asks for both."""
+
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.body(x)
+        return (self.head(h), self.auxiliary(h)) if self.training else self.head(h)
+
+    def training_step(self, batch, batch_idx):
+        first, second = self(batch[0])
+        return F.cross_entropy(first, batch[1]) + 0.4 * F.cross_entropy(second, batch[1])
+
+
+@pytest.mark.parametrize("kind", [TrainTimePruning, PostTrainingPruning])
+def test_outputs_of_training_alone_follow(kind):
+    trainer(kind(0.5, **CHANNELS)).fit(module := Auxiliary(), data(), data())
+    assert module.auxiliary.in_features == module.head.in_features == module.body[4].out_features < 8
+    x = torch.randn(3, 8)
+    assert [y.shape for y in module.train()(x)] == [(3, 4), (3, 4)] and module.eval()(x).shape == (3, 4)
+
+
+class Teaches(AutoEncoder):
+    """A second encoder that nobody has frozen is asked without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            goal = self.teacher(batch[0])
+        return F.mse_loss(self.encoder(batch[0]), goal) + super().training_step(batch, batch_idx)
+
+
+def test_what_is_asked_without_gradients_is_no_part_of_what_is_pruned():
+    callback = TrainTimePruning(0.5, exclude=["teacher"], **CHANNELS)
+    trainer(callback).fit(module := Teaches(), images(), images())
+    assert module.teacher[0].out_features == 24 > module.encoder[0].out_features
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.easy, self.hard = nn.Linear(8, 16), nn.Linear(16, 2), nn.Linear(16, 2)
+
+    def forward(self, x):
+        h = self.stem(x).relu()
+        return self.easy(h) if float(x.sum()) > 0 else self.hard(h)
+
+
+def test_a_module_that_the_call_does_not_reach_is_named():
+    with pytest.warns(UserWarning, match="`hard` is trained, but no part of the call"):
+        shrink(Branches(), torch.ones(2, 8), 0.5)
+    plan = shrink(small := Branches(), torch.ones(2, 8), 0.5, exclude=["hard"])
+    assert plan.slices and small.hard.in_features == 16

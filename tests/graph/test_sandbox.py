@@ -1,0 +1,89 @@
+"""Runs that leave no trace: containers, their contents, scripted parts, and who wants to run uncompiled."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune.graph.sandbox import attributes_kept, eager
+
+
+class Keeps(nn.Module):
+    """A layer that adds to a list which others have too."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.layer, self.losses = nn.Linear(2, 2), losses
+        self.nested, self.last, self.counts, self.seen = (
+            {"train": []},
+            deque(maxlen=2),
+            defaultdict(int),
+            set(),
+        )
+        self.num, self.cache = 0, None
+        self.register_buffer("state", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        self.losses.append(float(x.detach().sum()))
+        self.nested["train"].append(1)
+        self.last.append(len(self.losses))
+        self.counts["calls"] += 1
+        self.seen.add(len(self.losses))
+        self.num, self.cache, self.state = self.num + 1, x, x[0]
+        return self.layer(x)
+
+
+def test_what_layers_share_is_shared_in_a_run_and_comes_back():
+    losses = []
+    net = nn.Sequential(Keeps(losses), Keeps(losses))
+    net(torch.ones(3, 2))
+    before = [(m.num, m.cache, list(m.last), dict(m.counts), set(m.seen), m.state) for m in net]
+    contents = [*losses]
+    with attributes_kept(net), torch.no_grad():
+        net(torch.zeros(3, 2))
+        assert len(losses) == 4 and net[0].losses is net[1].losses is losses
+    assert losses == contents and net[0].losses is losses and net[0].nested == {"train": [1]}
+    after = [(m.num, m.cache, list(m.last), dict(m.counts), set(m.seen), m.state) for m in net]
+    assert all(
+        a is b or a == b
+        for old, new in zip(before, after, strict=True)
+        for a, b in zip(old, new, strict=True)
+    )
+    assert net[0].last.maxlen == 2 and type(net[0].counts) is defaultdict
+
+
+def test_attributes_that_a_run_makes_are_gone():
+    net = nn.Linear(2, 2)
+    with attributes_kept(net):
+        net.made = [1]
+    assert not hasattr(net, "made")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_lazy_and_scripted_modules_are_left_to_themselves():
+    net = nn.Sequential(nn.LazyLinear(3), torch.jit.script(nn.BatchNorm1d(3)))
+    with attributes_kept(net):
+        net(torch.randn(4, 2))
+    assert net[0].in_features == 2 and net(torch.randn(4, 2)).shape == (4, 3)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="this torch has no stance")
+def test_those_who_want_to_run_uncompiled_may_leave_in_any_order():
+    def is_eager():
+        runs = []
+        compiled = torch.compile(lambda x: x + 1, backend=lambda graph, _: runs.append(1) or graph.forward)
+        compiled(torch.ones(1))
+        torch._dynamo.reset()
+        return not runs
+
+    first, second = eager(), eager()
+    first.__enter__()
+    second.__enter__()
+    assert is_eager()
+    first.__exit__(None, None, None)
+    assert is_eager()
+    second.__exit__(None, None, None)
+    assert not is_eager()
