@@ -28,18 +28,10 @@ Target = tuple[str, int]
 Sources = dict[Target, list[Tensor]]
 """For each target, which slices each entry of a tensor comes from: one number per term, -1 where it is no source."""
 
+RESHAPING = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 REARRANGING = {
-    *(
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "permute",
-        "transpose",
-        "t",
-        "unsqueeze",
-        "squeeze",
-    ),
+    *RESHAPING,
+    *("permute", "transpose", "t", "unsqueeze", "squeeze"),
     *("expand", "clone", "contiguous", "slice", "select", "split", "split_with_sizes", "unbind", "repeat"),
     *("unsafe_split", "unsafe_chunk", "alias", "detach", "roll", "flip", "cat", "stack", "index_select"),
 }
@@ -146,15 +138,11 @@ class _Finder:
         if any(sources is None for sources in found):
             return None
         which = next(k for k, (t, _) in enumerate(op.outputs) if t is tensor)
-        kwargs = {k: v for k, v in op.kwargs.items() if k not in ("dtype", "device", "memory_format")}
         result: Sources = {}
         for t, sources in zip(inputs, found, strict=True):
             for target, terms in (sources or {}).items():
                 for rows in terms:
-                    args = tree_map_only(Tensor, _StandIn(t, rows), op.args)
-                    output = op.func(*args, **kwargs)
-                    moved = output if isinstance(output, Tensor) else output[which]
-                    result.setdefault(target, []).append(moved)
+                    result.setdefault(target, []).append(_moved(op, _StandIn(t, rows), which))
         return result
 
     def _of_factors(self, op: Op, position: int) -> Sources | None:
@@ -194,7 +182,7 @@ class _Finder:
             self._sources(left, position) if isinstance(left, Tensor) and op.name in ("mm", "bmm") else None
         )
         return sources and {
-            t: [_spread(torch.cat([r.flatten() for r in rows]), op.shape)] for t, rows in sources.items()
+            t: _spread(torch.cat([r.flatten() for r in rows]), op.shape) for t, rows in sources.items()
         }
 
     def _of_affine(self, op: Op, parameters: Any, dim: int = -1) -> Sources | None:
@@ -243,16 +231,27 @@ class _StandIn:
         return self.rows if tensor is self.tensor else torch.full(tensor.shape, -1)
 
 
-def _spread(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _moved(op: Op, stand_in: _StandIn, which: int) -> Tensor:
+    """Return one output of an operation that rearranges, for slice numbers in the place of one input.
+
+    Numbers lie elsewhere in memory than what they stand for, so that a view of them may need a copy.
+    """
+    args = tree_map_only(Tensor, stand_in, op.args)
+    if op.name in RESHAPING:
+        moved: Tensor = args[0].reshape(op.shape)
+        return moved
+    kwargs = {k: v for k, v in op.kwargs.items() if k not in ("dtype", "device", "memory_format")}
+    output = op.func(*args, **kwargs)
+    return output if isinstance(output, Tensor) else output[which]
+
+
+def _spread(rows: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
     """Lay the slices of an operand (..., m, k) over a product (..., m, n): as a set, each entry reads all of its row.
 
-    Only the set of all slices is asked for in the end, so it does not matter which entry shows which of them.
+    Only the set of all slices is asked for in the end, so it does not matter which entry shows which of them. Where the
+    product has fewer entries than there are slices, there are several terms.
     """
-    flat = rows.flatten()
-    total = torch.Size(shape).numel()
-    unique = flat.unique()
-    return (
-        unique.repeat(-(-total // max(len(unique), 1)))[:total].view(shape)
-        if len(unique) <= total
-        else flat[:0]
-    )
+    unique, total = rows.unique(), torch.Size(shape).numel()
+    num_terms = -(-len(unique) // max(total, 1))
+    repeated = unique.repeat(-(-num_terms * total // max(len(unique), 1)))[: num_terms * total]
+    return [term.view(shape) for term in repeated.split(max(total, 1))] if total else []

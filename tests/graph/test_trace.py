@@ -54,6 +54,14 @@ def packed_attention(m: Any, x: Tensor) -> Tensor:
     return m.head(h + m.out((weights @ v).transpose(1, 2).reshape(n, t, c)))
 
 
+def heads_in_the_batch(m: Any, x: Tensor) -> Tensor:
+    """Attend over places, as guided-diffusion does: heads are cut before queries, keys and values are."""
+    n, _, h, w = (y := m.embed(x)).shape
+    q, k, v = m.qkv(y).reshape(n * m.num_heads, -1, h * w).chunk(3, 1)
+    weights = torch.einsum("bct,bcs->bts", q, k).mul(q.shape[1] ** -0.5).softmax(-1)
+    return m.head(torch.einsum("bts,bcs->bct", weights, v).reshape(n, -1, h, w))
+
+
 def grouped_query_attention(m: Any, x: Tensor) -> Tensor:
     n, t, _ = x.shape
     q = m.q(x).view(n, t, -1, m.head_dim).transpose(1, 2)
@@ -319,6 +327,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
         ),
         TOKENS,
         {"embed.weight", "qkv.weight[head]", "qkv.weight[head_dim]"},
+    ),
+    "attention with heads in the batch": (
+        lambda: Function(
+            heads_in_the_batch, embed=conv(3, 16, 1), qkv=conv(16, 48, 1), head=conv(16, 4, 1), num_heads=4
+        ),
+        IMAGE,
+        {"embed.weight", "qkv.weight[head]", "qkv.weight[head_dim]", "qkv.weight[head_dim][dim 0]"},
     ),
     "grouped-query attention with rotary positions": (
         lambda: Function(
