@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -107,11 +108,11 @@ def ties(equations: Iterable[Equation]) -> list[tuple[Type, Type]]:
             pairs.append((equation.expression.type, equation.type))
         elif isinstance(equation.expression, Attribute):
             pairs.append((first.setdefault(equation.expression, equation.type), equation.type))
-    singles = ((_single(a), _single(b)) for a, b in pairs)
-    return [(a, b) for a, b in singles if a is not None and b is not None and a is not b and a.size == b.size]
+    unlike = (_unlike(a, b) for a, b in pairs)
+    return [(a[0], b[0]) for a, b in unlike if len(a) == len(b) == 1 and a[0].size == b[0].size]
 
 
-def _single(node: Type) -> Type | None:
-    """Return the only atom of a type that is not frozen."""
-    live = [atom for atom in atoms(node) if not is_frozen(atom)]
-    return live[0] if len(live) == 1 else None
+def _unlike(first: Type, second: Type) -> tuple[list[Type], list[Type]]:
+    """Return the atoms that are not frozen of each type, without those that both have, as both have the heads."""
+    a, b = (Counter(atom for atom in atoms(node) if not is_frozen(atom)) for node in (first, second))
+    return list((a - b).elements()), list((b - a).elements())

@@ -101,7 +101,8 @@ def settle(
 
     Args:
         couplings: of the dense model.
-        choose: returns what is kept among `couplings.groups`.
+        choose: returns what is kept among `couplings.groups`; where it builds small models to measure them, it may find
+            that some groups cannot follow.
         calls: pairs (args, kwargs) to compare on.
         tolerance: largest relative difference.
         freeze: called with group names and the reason after they were frozen.
@@ -116,8 +117,8 @@ def settle(
         ({'0.weight': (8, 4)}, True)
     """
     while True:
-        choice = choose()
         try:
+            choice = choose()
             plan = couplings.plan(choice)
             error, wide = compared(partial(_difference, couplings, choice, plan), couplings, calls)
             limit = tolerance if wide else max(tolerance, OWN_TOLERANCE)

@@ -13,7 +13,7 @@ from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scoring import group_scores
 from lightning_prune.core.types import GroupScores, Name
-from lightning_prune.graph import Choice, Plan, trace
+from lightning_prune.graph import Choice, Plan, Unsolvable, trace
 from lightning_prune.model.averages import Copies, Verdict
 from lightning_prune.model.budget import out_of_reach
 from lightning_prune.model.calls import Call
@@ -21,6 +21,7 @@ from lightning_prune.model.contest import Contest
 from lightning_prune.model.equivalence import settle
 from lightning_prune.model.grouping import without
 from lightning_prune.model.history import plans_of
+from lightning_prune.model.prices import Counts
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import check_values, output_dims, select_targets, spared_outputs
 from lightning_prune.report.progress import working
@@ -171,8 +172,24 @@ class GroupChoice:
         scores, budget = self._scores, self.recipe.budget
         if budget is not None and budget.kind == "latency" and self.contest.solved is None:
             self._drop_what_cannot_follow(scores)
-        choice = self.contest.choose(scores, self.fraction) if self.fraction else {}
-        self.choice, self.contest.solved = self.agree((choice, self.contest.solved))
+        while True:
+            choice, solved, guilty = self.agree(self._contested(scores))
+            if not guilty:
+                self.choice, self.contest.solved = choice, solved
+                return
+            for name, reason in guilty.items():
+                self._drop([name], reason)
+            self._check_not_empty()
+
+    def _contested(self, scores: GroupScores) -> tuple[Choice, Counts | None, dict[str, str]]:
+        """Return what wins and the numbers solved for, or which groups could not follow where it was measured."""
+        try:
+            choice = self.contest.choose(scores, self.fraction) if self.fraction else {}
+        except Unsolvable as unsolvable:
+            if not unsolvable.groups:
+                raise
+            return {}, None, dict.fromkeys(unsolvable.groups, unsolvable.reason)
+        return choice, self.contest.solved, {}
 
     def plan(self) -> Plan:
         """Return the plan that makes the present choice real, proved equal to the masked model.

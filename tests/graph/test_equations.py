@@ -16,7 +16,7 @@ from lightning_prune.graph.integers import (
     expression_of,
     traced_sqrt,
 )
-from lightning_prune.graph.types import Type, find, product
+from lightning_prune.graph.types import Type, concatenation, find, product
 
 HEADS = Attribute("attention", "num_heads", None, 4)
 WIDTH = Attribute("attention", "width", None, 64)
@@ -62,6 +62,17 @@ def test_ties_are_atoms_that_one_attribute_is_equal_to() -> None:
     ]
     assert ties(equations) == [(first, second), (first, other)]
     assert ties([Equation(HEADS, product([Type(2), Type(2)]), ""), Equation(HEADS, first, "")]) == []
+
+
+def test_what_both_sides_have_ties_nothing_and_the_rest_is_tied() -> None:
+    heads, wide, other, narrow = Type(4), Type(8), Type(8), Type(2)
+    keys, values, mixed = (product([heads, width]) for width in (wide, other, wide))
+    assert ties([Equation(Size(keys), values, "chunk")]) == [(wide, other)]
+    assert ties([Equation(Size(keys), mixed, "chunk")]) == []
+    sums = [concatenation([product([heads, width]), narrow]) for width in (wide, other)]
+    assert ties([Equation(Size(sums[0]), sums[1], "chunk")]) == [(wide, other)]
+    unlike = product([Type(4), Type(8)])
+    assert ties([Equation(Size(keys), unlike, "chunk")]) == []
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,13 @@ def heads_in_the_batch(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.einsum("bts,bcs->bct", weights, v).reshape(n, -1, h, w))
 
 
+def chunked_attention(m: Any, x: Tensor) -> Tensor:
+    """Attend over places; queries, keys and values are chunks, and as wide as each other."""
+    n, _, h, w = (y := m.embed(x)).shape
+    q, k, v = (t.reshape(n, m.num_heads, -1, h * w).transpose(2, 3) for t in m.qkv(y).chunk(3, dim=1))
+    return m.head(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(n, -1, h, w))
+
+
 def grouped_query_attention(m: Any, x: Tensor) -> Tensor:
     n, t, _ = x.shape
     q = m.q(x).view(n, t, -1, m.head_dim).transpose(1, 2)
@@ -330,7 +337,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
     ),
     "attention with heads in the batch": (
         lambda: Function(
-            heads_in_the_batch, embed=conv(3, 16, 1), qkv=conv(16, 48, 1), head=conv(16, 4, 1), num_heads=4
+            heads_in_the_batch,
+            embed=conv(3, 16, 1),
+            qkv=conv(16, 48, 1),
+            head=conv(16, 4, 1),
+            num_heads=4,
+        ),
+        IMAGE,
+        {"embed.weight", "qkv.weight[head]", "qkv.weight[head_dim]", "qkv.weight[head_dim][dim 0]"},
+    ),
+    "attention with chunks": (
+        lambda: Function(
+            chunked_attention, embed=conv(3, 16, 1), qkv=conv(16, 48, 1), head=conv(16, 4, 1), num_heads=4
         ),
         IMAGE,
         {"embed.weight", "qkv.weight[head]", "qkv.weight[head_dim]", "qkv.weight[head_dim][dim 0]"},
@@ -606,10 +624,18 @@ def test_the_scale_of_attention_stays_that_of_the_dense_model() -> None:
     assert [s.factor for s in plan.scales] == [pytest.approx(math.sqrt(2 / 4))] * 2
 
 
-def test_chunks_keep_equally_many() -> None:
-    model, x = build("halves that part")
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [
+        ("halves that part", ("a.weight", "a.weight[dim 0]")),
+        ("attention with chunks", ("qkv.weight[head_dim]", "qkv.weight[head_dim][dim 0]")),
+        ("attention with heads in the batch", ("qkv.weight[head_dim]", "qkv.weight[head_dim][dim 0]")),
+    ],
+)
+def test_chunks_keep_equally_many(name: str, tied: tuple[str, ...]) -> None:
+    model, x = build(name)
     couplings = trace(model, (x,))
-    assert couplings.ties == (("a.weight", "a.weight[dim 0]"),)
+    assert couplings.ties == (tied,)
 
 
 def test_freezing_a_group_renames_no_other() -> None:

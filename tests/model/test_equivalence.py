@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.graph import Couplings, Plan, trace
+from lightning_prune.graph import Couplings, Plan, Unsolvable, trace
 from lightning_prune.model.equivalence import TOLERANCE, relative_error, settle
 
 
@@ -155,3 +155,16 @@ def test_a_model_that_has_changed_since_it_was_traced_is_refused():
         ValueError, match="`call` runs as it did when it was traced, but with nothing removed"
     ):
         settle(couplings, dict)
+
+
+def test_a_choice_that_is_found_not_to_follow_while_it_is_made_is_made_anew():
+    """A latency is measured on models that are built while it is chosen."""
+    couplings = trace(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)), (torch.randn(2, 6),))
+
+    def choose() -> dict[str, Tensor]:
+        if "0.weight" in couplings.groups:
+            raise Unsolvable("a size in the code", ["0.weight"])
+        return half(couplings)
+
+    _, plan = settle(couplings, choose)
+    assert plan.groups == {"1.weight": (8, 4)} and couplings.frozen["0.weight[0]"] == "a size in the code"

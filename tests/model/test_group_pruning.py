@@ -40,14 +40,15 @@ def num_params(model):
 class Stubborn(nn.Module):
     """Checks a width in its code, which no tracing can solve for."""
 
-    def __init__(self):
+    def __init__(self, *widths):
         super().__init__()
+        self.widths = widths or (32,)
         self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
 
     def forward(self, x):
         h = self.a(x).relu()
-        if h.shape[-1] != 32:
-            raise RuntimeError("I want 32")
+        if h.shape[-1] not in self.widths:
+            raise RuntimeError(f"I want {' or '.join(map(str, self.widths))}")
         return self.c(self.b(h.tanh()).relu())
 
 
@@ -332,6 +333,20 @@ def test_what_cannot_follow_is_not_timed(clock):
     dense = num_params(model)
     shrink(model, X, budget=Budget(latency=0.7), granularity=ANY)
     assert num_params(model) / dense == pytest.approx(0.7, abs=0.02) and model.a.out_features == 32
+
+
+@pytest.mark.parametrize("on_the_way", [True, False])
+def test_what_cannot_follow_one_of_the_choices_that_are_timed_is_frozen(clock, on_the_way):
+    """Half of it can go, but not what the budget asks for: that shows only in the search."""
+    torch.manual_seed(0)
+    model = Stubborn(32, 16)
+    dense, pruner = num_params(model), pruner_of(model, budget=Budget(latency=0.7), scope=Local())
+    if on_the_way:
+        pruner.update_(0.5)
+    pruner.update_(1.0)
+    pruner.shrink_()
+    assert num_params(model) / dense == pytest.approx(0.7, abs=0.02) and model.a.out_features == 32
+    assert "I want" in pruner.frozen["a.weight"]
 
 
 def test_an_excluded_embedding_keeps_its_width_and_with_it_the_whole_stream():
