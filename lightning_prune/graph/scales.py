@@ -167,7 +167,8 @@ class _Finder:
 
     def _of_product(self, op: Op, position: int) -> Sources | None:
         if op.name in NORMS:
-            return self._of_affine(op, op.args[NORMS[op.name][0] : NORMS[op.name][-1] + 1])
+            parameters = op.args[NORMS[op.name][0] : NORMS[op.name][-1] + 1]
+            return self._of_affine(op, parameters, dim=1 if "batch_norm" in op.name else -1)
         if op.name == "convolution" and not op.args[6]:
             return self._of_affine(op, op.args[1:3], dim=1)
         left = op.args[1 if op.name in ("addmm", "baddbmm") else 0] if op.args else None
@@ -185,7 +186,7 @@ class _Finder:
             t: _spread(torch.cat([r.flatten() for r in rows]), op.shape) for t, rows in sources.items()
         }
 
-    def _of_affine(self, op: Op, parameters: Any, dim: int = -1) -> Sources | None:
+    def _of_affine(self, op: Op, parameters: Any, dim: int) -> Sources | None:
         """Return scale and shift, or kernel and bias, as sources along one dim of the output."""
         if not isinstance(parameters[0], Tensor):
             return None

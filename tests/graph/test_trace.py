@@ -57,7 +57,7 @@ def packed_attention(m: Any, x: Tensor) -> Tensor:
 def heads_in_the_batch(m: Any, x: Tensor) -> Tensor:
     """Attend over places, as guided-diffusion does: heads are cut before queries, keys and values are."""
     n, _, h, w = (y := m.embed(x)).shape
-    q, k, v = m.qkv(y).reshape(n * m.num_heads, -1, h * w).chunk(3, 1)
+    q, k, v = m.norm(m.qkv(y)).reshape(n * m.num_heads, -1, h * w).chunk(3, 1)
     weights = torch.einsum("bct,bcs->bts", q, k).mul(q.shape[1] ** -0.5).softmax(-1)
     return m.head(torch.einsum("bts,bcs->bct", weights, v).reshape(n, -1, h, w))
 
@@ -340,6 +340,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
             heads_in_the_batch,
             embed=conv(3, 16, 1),
             qkv=conv(16, 48, 1),
+            norm=nn.BatchNorm2d(48),
             head=conv(16, 4, 1),
             num_heads=4,
         ),
