@@ -23,7 +23,7 @@ from lightning_prune.graph.integers import (
     is_traced,
 )
 from lightning_prune.graph.rules.table import Types
-from lightning_prune.graph.types import Type, freeze, is_frozen
+from lightning_prune.graph.types import Type, find, freeze, is_frozen
 from lightning_prune.graph.written_sizes import EQUATIONS, SIZES
 
 if TYPE_CHECKING:
@@ -88,9 +88,12 @@ class PythonCalls(TorchFunctionMode):
     def equate(self, value: Any, node: Type, name: str) -> None:
         """Write down that the code passes `value` where a dim of type `node` is; a plain number freezes it.
 
-        `-1` stands for what is left and asks for nothing.
+        `-1` stands for what is left and asks for nothing. A number that is not the dim's size even now is about
+        something else; what comes of it, the replay judges.
         """
         if not isinstance(value, int) or isinstance(value, bool) or value in (-1, 0, 1):
+            return
+        if int(value) != find(node).size:
             return
         where = f"{name} of {self.path or 'the model'}"
         if isinstance(value, TracedInt):

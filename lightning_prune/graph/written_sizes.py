@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from lightning_prune.graph.equations import Equation
 from lightning_prune.graph.integers import Size, TracedInt
@@ -51,10 +50,14 @@ def _repeat(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
 
 
 def _created(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
-    given = [a for a in args if not isinstance(a, Tensor)]
-    sizes = kwargs.get("size") or (given[0] if given and isinstance(given[0], (tuple, list)) else given)
+    """Tensors of one number stand for sizes, too, as the batch of a packed sequence does."""
+    sizes = kwargs.get("size") or (args[0] if args and isinstance(args[0], (tuple, list)) else args)
     for value, node in zip(sizes, calls.types(result), strict=False):
         calls.equate(value, node, "a new tensor")
+
+
+def _created_like(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
+    _created(calls, args[1:], kwargs, result)
 
 
 def _split(calls: PythonCalls, args: Any, kwargs: Any, result: Any) -> None:
@@ -156,9 +159,8 @@ EQUATIONS: Mapping[str, Callable[[PythonCalls, Any, Any, Any], None]] = {
     **dict.fromkeys(("view", "reshape", "expand", "broadcast_to"), _view),
     **dict.fromkeys(("repeat", "tile"), _repeat),
     **dict.fromkeys(("split", "split_with_sizes"), _split),
-    **dict.fromkeys(
-        ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"), _created
-    ),
+    **dict.fromkeys(("zeros", "ones", "full", "empty"), _created),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), _created_like),
     **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _grouped(6, "groups")),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _grouped(6, "groups")),

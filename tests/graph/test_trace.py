@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune.graph import Couplings, Op, Plan, register_rule, trace
-from lightning_prune.graph.types import freeze
+from lightning_prune.graph.integers import Attribute, TracedInt
+from lightning_prune.graph.python_calls import PythonCalls
+from lightning_prune.graph.trace import Tracer
+from lightning_prune.graph.types import Type, find, freeze, is_frozen
 from lightning_prune.model.equivalence import settle
 from lightning_prune.model.surgery import execute_
 
@@ -718,6 +721,56 @@ def test_a_rule_of_ones_own_is_used() -> None:
     assert trace(model, (x,)).frozen["a.weight[0]"] == "mirrored"
     with pytest.raises(ValueError, match="without namespace or overload, but got 'aten::mul'"):
         register_rule("aten::mul", mirror)
+
+
+class Packed(nn.Module):
+    """Sequences of unlike lengths, packed for a recurrent layer and padded again behind it."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.a, self.b, self.layer = nn.Linear(8, 12), nn.Linear(12, 10), layer
+        self.out = nn.Linear((1 + layer.bidirectional) * (layer.proj_size or layer.hidden_size), 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        first = bool(self.layer.batch_first)
+        y = self.b(self.a(x).relu())
+        packed = nn.utils.rnn.pack_padded_sequence(y, lengths, batch_first=first, enforce_sorted=False)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], batch_first=first)
+        return self.out(padded)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (nn.LSTM, {"bidirectional": True}),
+        (nn.LSTM, {"proj_size": 4}),
+        (nn.GRU, {"bidirectional": True, "num_layers": 2}),
+        (nn.RNN, {}),
+    ],
+)
+def test_packed_sequences_are_followed(
+    kind: type[nn.RNNBase], settings: dict[str, Any], batch_first: bool
+) -> None:
+    torch.manual_seed(0)
+    model = Packed(kind(10, 6, batch_first=batch_first, **settings)).eval()
+    x = torch.randn((3, 5, 8) if batch_first else (5, 3, 8))
+    couplings = trace(model, (x, torch.tensor([5, 2, 3])))
+    frozen: dict[str, str] = {}
+    choice, plan = settle(
+        couplings, lambda: half(couplings), freeze=lambda n, why: frozen.update(dict.fromkeys(n, why))
+    )
+    assert {"a.weight", "b.weight", "layer.weight_ih_l0"} <= set(choice) and not frozen
+    execute_(model, plan)
+    assert (model.b.out_features, model.layer.input_size, model.layer.hidden_size) == (5, 5, 3)
+
+
+def test_a_number_that_is_another_than_the_size_is_not_about_it() -> None:
+    calls = PythonCalls(tracer := Tracer({}))
+    for size in (3, 16):
+        calls.equate(TracedInt(16, Attribute("lstm", "hidden_size", None, 16)), Type(size), "a new tensor")
+    calls.equate(16, written := Type(3), "a new tensor")
+    assert [find(e.type).size for e in tracer.record.equations] == [16] and not is_frozen(written)
 
 
 def test_code_that_reads_values_is_traced_on_real_tensors() -> None:

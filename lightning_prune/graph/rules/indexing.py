@@ -46,3 +46,12 @@ def index_select(op: Op) -> Types:
     d = op.dim(1)
     freeze(op.first[d], "indexed by a tensor")
     return [*op.first[:d], *frozen([op.shape[d]], "indexed by a tensor"), *op.first[d + 1 :]]
+
+
+@rule("_pack_padded_sequence")
+def pack_padded_sequence(op: Op) -> list[Types]:
+    """Put the steps of sequences of unlike lengths behind each other; the dims after the first two go along."""
+    reason = "packed as sequences"
+    freeze_all(op.first[:2], reason)
+    data, lengths = op.output
+    return [[*frozen(data.shape[:1], reason), *op.first[2:]], frozen(lengths.shape, reason)]
