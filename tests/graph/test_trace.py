@@ -39,6 +39,12 @@ class Function(nn.Module):
         return self.run(self, *inputs)
 
 
+def with_buffers(model: nn.Module, **buffers: Tensor) -> nn.Module:
+    for name, buffer in buffers.items():
+        model.register_buffer(name, buffer)
+    return model
+
+
 def conv(i: int, o: int, k: int = 3, **settings: Any) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, padding=k // 2, **settings)
 
@@ -70,6 +76,19 @@ def chunked_attention(m: Any, x: Tensor) -> Tensor:
     n, _, h, w = (y := m.embed(x)).shape
     q, k, v = (t.reshape(n, m.num_heads, -1, h * w).transpose(2, 3) for t in m.qkv(y).chunk(3, dim=1))
     return m.head(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(n, -1, h, w))
+
+
+def messages(m: Any, x: Tensor) -> Tensor:
+    """Send messages along the edges of a graph, and reduce them in three ways."""
+    h = m.a(x).relu()
+    sent = h[m.source]
+    total = torch.zeros_like(h).index_add(0, m.target, m.b(sent))
+    places = m.target[:, None].expand_as(sent)
+    most = h.new_zeros(x.shape[0], h.shape[1]).scatter_reduce(0, places, sent, "amax")
+    last = m.c(sent)
+    written = torch.zeros(x.shape[0], last.shape[1], dtype=x.dtype)
+    written[m.alone] = last[: len(m.alone)]
+    return m.head(torch.cat((total, most.relu(), written), 1))
 
 
 def grouped_query_attention(m: Any, x: Tensor) -> Tensor:
@@ -356,6 +375,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Size, set[str]]] = {
         ),
         IMAGE,
         {"embed.weight", "qkv.weight[head]", "qkv.weight[head_dim]", "qkv.weight[head_dim][dim 0]"},
+    ),
+    "messages along edges": (
+        lambda: with_buffers(
+            Function(
+                messages, a=nn.Linear(8, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 4), head=nn.Linear(16, 3)
+            ),
+            source=torch.tensor([0, 1, 2, 3, 3, 0]),
+            target=torch.tensor([1, 1, 0, 2, 4, 4]),
+            alone=torch.tensor([0, 3, 4]),
+        ),
+        torch.Size([5, 8]),
+        {"a.weight", "c.weight"},
     ),
     "grouped-query attention with rotary positions": (
         lambda: Function(
