@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.graph.flexible import flexible_attention
 from lightning_prune.graph.projection import Counts, size_of
 from lightning_prune.graph.record import Record
-from lightning_prune.graph.rules.table import Op
+from lightning_prune.graph.rules.table import Op, Types
 from lightning_prune.graph.run import Run, stage
 from lightning_prune.graph.trace import BY_PRODUCT, SILENT
-from lightning_prune.graph.types import find
+from lightning_prune.graph.types import find, is_frozen
 
 
 class MismatchError(Exception):
@@ -28,11 +28,12 @@ class _ShapeCheck(TorchDispatchMode):
     """Compares the shapes of a run with those of the record, operation by operation.
 
     Where the kernels differ (a clone in place of a view at size 1), nothing more is compared: the run itself judges.
+    Nor are frozen dims of a run on real tensors, whose sizes may follow from values, as the tokens of an expert do.
     """
 
-    def __init__(self, ops: list[Op], counts: Counts) -> None:
+    def __init__(self, record: Record, counts: Counts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ops, self.counts = ops, counts
+        self.ops, self.counts, self.is_fake = record.ops, counts, record.is_fake
         self.position, self.is_aligned = 0, True
 
     def __torch_dispatch__(
@@ -49,10 +50,17 @@ class _ShapeCheck(TorchDispatchMode):
             if any(find(node).reason == BY_PRODUCT for node in nodes):
                 continue
             expected = tuple(size_of(node, self.counts) for node in nodes)
-            if tuple(tensor.shape) != expected:
+            if not self._is_expected(tensor, nodes, expected):
                 raise MismatchError(f"shape {tuple(tensor.shape)} where {expected} was expected")
         self.position += 1
         return output
+
+    def _is_expected(self, tensor: Tensor, nodes: Types, expected: tuple[int, ...]) -> bool:
+        """Compare the shapes of a tensor, dim by dim."""
+        return tensor.dim() == len(expected) and all(
+            size == wanted or (is_frozen(node) and not self.is_fake)
+            for size, wanted, node in zip(tensor.shape, expected, nodes, strict=True)
+        )
 
 
 def replay(
@@ -66,7 +74,7 @@ def replay(
         counts: how many indices atoms keep.
         attributes: path -> name -> new value.
     """
-    check = _ShapeCheck(record.ops, counts)
+    check = _ShapeCheck(record, counts)
     with ExitStack() as stack:
         args, kwargs = stack.enter_context(
             stage(run.model, run.args, run.kwargs, fake=record.is_fake, training=run.training)

@@ -804,6 +804,43 @@ def test_a_number_that_is_another_than_the_size_is_not_about_it() -> None:
     assert [find(e.type).size for e in tracer.record.equations] == [16] and not is_frozen(written)
 
 
+class Routed(nn.Module):
+    """Experts for the rows that are routed to them, how many depends on their values."""
+
+    def __init__(self, by_mask: bool) -> None:
+        super().__init__()
+        self.a, self.router, self.out, self.by_mask = (
+            nn.Linear(8, 16),
+            nn.Linear(16, 3),
+            nn.Linear(16, 4),
+            by_mask,
+        )
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 16)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros_like(h := self.a(x))
+        weights, chosen = self.router(h).softmax(-1).topk(1 if self.by_mask else 2, -1)
+        for number, expert in enumerate(self.experts):
+            rows, slots = (here := chosen == number).nonzero(as_tuple=True)
+            if self.by_mask:
+                total[here[:, 0]] = expert(h[here[:, 0]]) * weights[here[:, 0]]
+            else:
+                total.index_add_(0, rows, expert(h[rows]) * weights[rows, slots, None])
+        return self.out(h + total)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("by_mask", [True, False])
+def test_experts_lose_channels_though_they_see_other_rows_then(by_mask: bool) -> None:
+    torch.manual_seed(0)
+    couplings = trace(Routed(by_mask).eval(), (torch.randn(40, 8),))
+    frozen: list[str] = []
+    choice, plan = settle(couplings, lambda: half(couplings), freeze=lambda names, _: frozen.extend(names))
+    assert set(choice) == {"a.weight", *(f"experts.{i}.0.weight" for i in range(3))} and not frozen
+    assert not couplings.record.is_fake and plan.error is not None and plan.error < 1e-12
+
+
 def test_code_that_reads_values_is_traced_on_real_tensors() -> None:
     model = Function(
         lambda m, x: m.head(m.a(x).relu() if float(x.sum()) > -1e9 else m.a(x)),
