@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from itertools import accumulate
 
@@ -87,3 +87,16 @@ def listed(names: Iterable[str], num_shown: int = 20) -> str:
     known = list(names)
     rest = len(known) - num_shown
     return ", ".join(known[:num_shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def listed_reasons(reasons: Mapping[str, str], num_shown: int = 5) -> str:
+    """Write names with reasons in a row: each reason once, after the names that it is of.
+
+    Example:
+        >>> listed_reasons({"a": "too small", "b": "fixed", "c": "too small", "d": "unknown"}, num_shown=2)
+        '`a`, `c` (too small), `b` (fixed) and 1 more'
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(f"`{name}`")
+    return listed([f"{listed(found, num_shown=3)} ({why})" for why, found in names.items()], num_shown)

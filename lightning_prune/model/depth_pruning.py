@@ -14,9 +14,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.core.allocation import floor_of, num_kept
+from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.granularities import Layer, Weight
-from lightning_prune.core.patterns import check_match, listed, matches
+from lightning_prune.core.patterns import check_match, listed, listed_reasons, matches
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scoring import group_scores
 from lightning_prune.core.selection import keep_top
@@ -90,7 +91,9 @@ class DepthPruner:
             ValueError: there are none.
         """
         is_block = self.granularity.unit == "block"
-        known = self.couplings.blocks if is_block else self.couplings.branches
+        known, others = self.couplings.blocks, self.couplings.branches
+        if not is_block:
+            known, others = others, known
         if found := {path: known[path] for path in _selected(list(known), self.recipe)}:
             return found
         what, how = (
@@ -98,9 +101,11 @@ class DepthPruner:
             if is_block
             else ("branches", "whose output is added to the stream")
         )
+        other = "branch" if is_block else "block"
+        advice = f' Layer(unit="{other}") finds {listed(others, num_shown=5)}.' if others else ""
         raise ValueError(
             f"`granularity` {self.granularity} leaves out residual {what}, but {type(self.model).__name__} has none "
-            f"that can go: a module that runs once and {how}, in the same shape."
+            f"that can go: a module that runs once and {how}, in the same shape.{advice}"
         )
 
     def forget(self) -> None:
@@ -126,6 +131,16 @@ class DepthPruner:
     def requested(self) -> float:
         """The fraction of blocks that is to be gone by now."""
         return self.fraction * self.final_sparsity
+
+    @property
+    def num_requested(self) -> int:
+        """How many blocks are to be gone by now."""
+        return self.num_groups - num_kept(self.num_groups, self.requested)
+
+    @property
+    def said_of_frozen(self) -> str:
+        """Which blocks cannot go and why, to follow another sentence; nothing where all can."""
+        return f" What stays: {listed_reasons(self.frozen)}." if self.frozen else ""
 
     @property
     def _most(self) -> int:
@@ -156,9 +171,14 @@ class DepthPruner:
     def _rank(self) -> None:
         budget, cost = self.recipe.budget, self.cost
         if budget is not None and cost is not None:
-            self.num_solved = solve_depth(budget, lambda num: cost(self._lowest(num)), self._most)
-        num = self.num_groups - num_kept(self.num_groups, self.requested)
-        self.skipped = self._lowest(min(num, self._most))
+            self.num_solved = self._solved(budget, cost)
+        self.skipped = self._lowest(min(self.num_requested, self._most))
+
+    def _solved(self, budget: Budget, cost: CostWithout) -> int:
+        try:
+            return solve_depth(budget, lambda num: cost(self._lowest(num)), self._most)
+        except ValueError as error:
+            raise ValueError(f"{error}{self.said_of_frozen}") from error
 
     def _lowest(self, num: int) -> list[str]:
         """Return the blocks of which there are so many that rank lowest, in the order of the model."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lightning_prune.core.granularities import Channel
 from lightning_prune.core.patterns import listed
 from lightning_prune.model.contest import Contest
+from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.grouping import Coupled, allowed
 from lightning_prune.model.prices import Counts
@@ -15,6 +16,7 @@ from lightning_prune.model.pruning import Pruner
 if TYPE_CHECKING:
     from lightning_prune.model.shrinking import AnyPruner
 
+UNITS = {"block": "blocks", "branch": "branches"}
 NEAR = 0.05
 """By how much the sparsity of coupled groups may be missed without a word, since their sizes come in multiples."""
 
@@ -26,12 +28,23 @@ def shortfall(pruner: AnyPruner) -> str | None:
     """
     if isinstance(pruner, GroupPruner) and (missed := pruner.missed or _missed_sparsity(pruner)):
         return missed
+    if isinstance(pruner, DepthPruner) and len(pruner.skipped) < pruner.num_requested:
+        return _missed_blocks(pruner)
     if pruner.final_sparsity and not pruner.sparsity and getattr(pruner, "guard", None) is None:
         return (
             f"Nothing was removed: of the {pruner.num_groups} that compete, a sparsity of {pruner.final_sparsity:.4g} "
             "comes to none, by the sizes that `scope` and `granularity` allow."
         )
     return _missed_by_scope(pruner) if isinstance(pruner, Pruner) and pruner.guard is None else None
+
+
+def _missed_blocks(pruner: DepthPruner) -> str:
+    """Say why fewer blocks are gone than were asked for: some cannot go, or `min_keep` holds them."""
+    of = f"of the {pruner.num_groups} {UNITS[pruner.granularity.unit]}"
+    start = f"Nothing was removed {of}, where {pruner.num_requested} were to go."
+    if gone := len(pruner.skipped):
+        start = f"`sparsity` of {pruner.final_sparsity:.4g} is missed: {gone} {of} are gone."
+    return start + (pruner.said_of_frozen or f" `min_keep` {pruner.granularity.min_keep} lets no more go.")
 
 
 def _missed_by_scope(pruner: Pruner) -> str | None:

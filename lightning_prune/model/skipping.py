@@ -69,7 +69,15 @@ def _first_in_the_way(couplings: Couplings, call: Call, blocks: Blocks) -> tuple
     num = num_until(paths, lambda some: why(some) is None)
     reason = why(paths[:num])
     assert reason is not None
-    return paths[num - 1], reason
+    return paths[num - 1], reason + _said_of_tuple(blocks[paths[num - 1]])
+
+
+def _said_of_tuple(block: Block) -> str:
+    """Say what becomes of a tuple that a block returns; nothing where it returns a tensor."""
+    if (block.num_outputs or 0) < 2:
+        return ""
+    first = "zeros" if block.is_branch else "its input"
+    return f"; of the {block.num_outputs} that it returns, the first becomes {first} and the rest None"
 
 
 def _compared(couplings: Couplings, call: Call, blocks: Blocks) -> tuple[float, str | None]:

@@ -217,4 +217,4 @@ def replace_(model: nn.Module, path: str, how: str, undo: ExitStack) -> None:
     parent, _, name = path.rpartition(".")
     owner, block = model.get_submodule(parent), model.get_submodule(path)
     undo.callback(setattr, owner, name, block)
-    setattr(owner, name, Skip(how).train(block.training))
+    setattr(owner, name, Skip(how, block).train(block.training))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import Layer, shrink
+from lightning_prune import Budget, Layer, shrink
 from lightning_prune.examples.networks import GPT, ResNet20
 from lightning_prune.graph import trace
 from lightning_prune.model import skipping
@@ -191,20 +191,103 @@ def test_a_skip_that_does_something_else_would_not_pass(monkeypatch):
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_what_the_model_reads_of_a_branch_on_its_fast_path_keeps_it():
-    """The attention's `batch_first`, which torch's encoder layer reads only where it may run its fused kernel."""
+class Shortened(nn.Module):
+    """Torch's encoder, in a model that may differ from the one it is compared with."""
+
+    def __init__(self, num_layers=4, **kwargs):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.0, **{"batch_first": True, "norm_first": True, **kwargs}
+        )
+        self.encoder = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=not layer.norm_first)
+
+    def forward(self, x, mask=None):
+        return self.encoder(x, src_key_padding_mask=mask)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_first": False}, {"bias": False}, {"batch_first": False}])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_branches_of_torchs_encoder_go_though_its_layers_read_them(options, is_masked):
+    """`batch_first` and others, on the way to its fused kernel; without the attention it is on the slow path."""
     torch.manual_seed(0)
-    layers = [
-        nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)
-    ]
-    model = nn.Sequential(nn.Linear(4, 4), *layers).eval()
-    x = X.view(1, 5, 4)
-    assert "1.self_attn" in trace(model, (x,)).branches
-    with pytest.warns(UserWarning, match="Nothing was removed"):
-        plan = shrink(model, x, 0.5, granularity=Layer(unit="branch"))
-    assert plan.is_empty
-    with torch.no_grad():
-        model(x)
+    model = Shortened(**options).eval()
+    x = torch.randn(3, 3, 8)
+    mask = torch.tensor([[False, False, True]] * 3) if is_masked else None
+    silent = copy.deepcopy(model)
+    plan = shrink(model, (x, mask), 0.5, granularity=Layer(unit="branch"))
+    assert len(plan.replaced) == 2 and set(plan.replaced.values()) == {"zero2"} and plan.error < 1e-10
+    for path in plan.replaced:
+        attention = silent.get_submodule(path)
+        nn.init.zeros_(attention.out_proj.weight)
+        if attention.out_proj.bias is not None:
+            nn.init.zeros_(attention.out_proj.bias)
+    for mode in (False, True):
+        kept = slice(0, 2) if is_masked else slice(None)
+        with torch.no_grad():
+            small, dense = model.train(mode)(x, mask), silent.train(mode)(x, mask)
+        small, dense = (y[:, kept] if options.get("batch_first", True) else y for y in (small, dense))
+        torch.testing.assert_close(small, dense)
+    model(x, mask).sum().backward()
+
+
+def test_a_skip_answers_for_plain_values_and_for_no_weight():
+    class Attention(nn.Linear):
+        is_causal = True
+
+        def __init__(self):
+            super().__init__(3, 3)
+            self.window, self.notes, self.num_outputs = (2, 2), {"a": 1}, 7
+
+    skip = Skip("zero2", Attention())
+    assert (skip.in_features, skip.is_causal, skip.window, skip.bias) == (3, True, (2, 2), None)
+    assert not any(hasattr(skip, name) for name in ("weight", "notes")) and not skip.state_dict()
+    assert skip.num_outputs == 2 and skip.extra_repr() == ""
+
+
+def test_why_no_block_goes_is_said():
+    class Two(Small):
+        def forward(self, x):
+            return super().forward(x), self.linear(x)
+
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Two() for _ in range(4)])
+
+        def forward(self, x):
+            total = 0
+            for block in self.blocks:
+                x, more = block(x)
+                total = total + more
+            return total
+
+    why = r"TypeError: unsupported .*; of the 2 that it returns, the first becomes its input and the rest None\)"
+    with pytest.warns(
+        UserWarning, match=rf"^Nothing was removed of the 4 blocks, where 2 were to go.*{why}"
+    ) as said:
+        assert shrink(Sums(), X, 0.5, granularity=Layer()).is_empty
+    assert len(said) == 1
+    with pytest.raises(ValueError, match=rf"`budget` .*out of reach.* What stays: .*{why}"):
+        shrink(Sums(), X, budget=Budget(params=0.5), granularity=Layer())
+
+
+def test_what_stays_of_several_is_said_and_what_min_keep_holds():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), ScaledSkip(), ScaledSkip(), Honest(), nn.Linear(4, 2)).eval()
+    said = r"^`sparsity` of 0.6667 is missed: 1 of the 3 blocks are gone\. What stays: `1`, `2` \(the model .*\)\.$"
+    with pytest.warns(UserWarning, match=said):
+        assert list(shrink(model, X, 2 / 3, granularity=Layer()).replaced) == ["3"]
+    said = r"^Nothing was removed of the 2 blocks, where 1 were to go\. `min_keep` 2 lets no more go\.$"
+    with pytest.warns(UserWarning, match=said):
+        shrink(model_of(Small), X, 0.5, granularity=Layer(min_keep=2))
+
+
+def test_the_other_unit_is_suggested_where_it_finds_some():
+    encoder = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    with pytest.raises(ValueError, match=r'none that can go.* Layer\(unit="branch"\) finds 1.self_attn\.$'):
+        shrink(encoder, X.view(1, 5, 4), 0.5, granularity=Layer())
+    with pytest.raises(ValueError, match="in the same shape.$"):
+        shrink(nn.Linear(4, 4), X, 0.5, granularity=Layer())
 
 
 def test_what_a_block_returns_besides_goes_with_it():
