@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,10 +76,21 @@ def count_macs(model: nn.Module, run: Callable[[], object]) -> Macs:
         Counter({'weight': 24})
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     watch = _Watch(model, counter)
     with _no_fused_attention(), counter, watch:
         run()
     return watch.found
+
+
+class _NoModules(nullcontext[None]):
+    """Stands in for what tells the counter which module runs, which is not asked for here.
+
+    That one hooks itself into the backward pass of whatever requires a gradient, and fails where there is none to come:
+    at views of a parameter, as a decoder's queries are, without gradients.
+    """
+
+    parents = ("Global",)
 
 
 class _Watch(TorchDispatchMode):

@@ -95,6 +95,30 @@ def test_macs_of_a_packed_sequence_are_those_of_its_tokens():
     assert cost_of(nn.LSTM(3, 4), packed).macs == (5 + 3) * 4 * (3 * 4 + 4 * 4)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_macs_of_a_module_that_is_called_with_a_view_of_a_parameter(mode):
+    """As DETR's decoder is with its queries: such a view requires a gradient, and without gradients none comes."""
+
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries, self.decoder = (
+                nn.Embedding(5, 4),
+                nn.TransformerDecoderLayer(4, 2, 8, batch_first=True),
+            )
+
+        def forward(self, memory):
+            return self.decoder(self.queries.weight.unsqueeze(0).expand(len(memory), -1, -1), memory)
+
+    model, memory = Queries().eval(), torch.randn(2, 3, 4)
+    with mode():
+        found = count_macs(model, lambda: model(memory))
+    plain = count_macs(model.decoder, lambda: model.decoder(torch.randn(2, 5, 4), memory))
+    assert found.total == plain.total > 0
+    cost = cost_of(model, memory)
+    assert cost.macs == found.total and "macs" not in cost.unmeasured
+
+
 def test_macs_go_to_the_weights_that_take_part():
     cost = cost_of(nn.MultiheadAttention(8, 2, batch_first=True), *[torch.randn(2, 5, 8)] * 3)
     assert macs_of(cost) == {"in_proj_weight": 10 * 3 * 64, "out_proj.weight": 10 * 64}
