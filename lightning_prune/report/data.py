@@ -7,13 +7,12 @@ pages read it. `None` always means "not measured", never zero; `Cost.unmeasured`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lightning_prune.report.costs import Acceleration, Cost
 
-FORMAT_VERSION = (
-    2  # 2: groups, acceleration, config, command, model, and where the median of a latency surely lies
-)
+# 2: groups, acceleration, config, command, model, and where the median of a latency surely lies
+FORMAT_VERSION = 3  # 3: with a budget, no update requests a sparsity
 KINDS = ("train_time", "post_training", "initial", "sparse_training", "rewinding", "none")
 
 
@@ -24,7 +23,7 @@ class Update:
     Args:
         step: optimizer steps done.
         progress: how much of the ramp lies behind, in [0, 1].
-        requested: sparsity of the targets that was asked for, in [0, 1).
+        requested: sparsity of the targets that was asked for, in [0, 1); None where that is a budget.
         achieved: sparsity of the targets that came of it.
         epoch: epochs done, if known.
         layers: sparsity of each target by name.
@@ -32,7 +31,7 @@ class Update:
 
     step: int
     progress: float
-    requested: float
+    requested: float | None
     achieved: float
     epoch: int | None = None
     layers: Mapping[str, float] = field(default_factory=dict)
@@ -105,7 +104,8 @@ class Report:
         kind: "train_time", "post_training", "initial", "sparse_training", "rewinding" or "none" (a run that pruned
             nothing).
         recipe: noun -> its text: sparsity, schedule, criterion, granularity, scope, window, include, exclude.
-        target_sparsity: sparsity of the targets that was asked for in the end, in [0, 1).
+        target_sparsity: sparsity of the targets that was asked for in the end, in [0, 1); with a budget in the recipe
+            none was, and it is None, as `requested` of the updates is, whatever is given.
         achieved_sparsity: sparsity of the targets in the end.
         layers: the targets, in the order of the model.
         updates: of the masks, in their order.
@@ -158,3 +158,13 @@ class Report:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"`kind` is one of {list(KINDS)}, but got {self.kind!r}.")
+        if self.budgets:
+            updates = tuple(replace(update, requested=None) for update in self.updates)
+            object.__setattr__(self, "target_sparsity", None)
+            object.__setattr__(self, "updates", updates)
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets that were asked for in place of a sparsity, as text."""
+        nouns = {noun: text for noun, text in self.recipe.items() if str(noun).split(" (")[0] == "budget"}
+        return tuple(text for text in nouns.values() if text not in ("None", ""))

@@ -68,11 +68,10 @@ def page(report: Report, *, limit: bool = True) -> Page:
 
 
 def _facts(report: Report) -> tuple[tuple[str, str], ...]:
-    achieved, target = report.achieved_sparsity, report.target_sparsity
-    facts = []
-    if achieved is not None or target is not None:
-        asked = "" if target is None else f" of the {unit(report)} (asked for: {percent(target)})"
-        facts.append(("Sparsity", f"{percent(achieved)}{asked}"))
+    achieved, facts = report.achieved_sparsity, []
+    if achieved is not None or report.target_sparsity is not None:
+        what = f" of the {unit(report)} ({asked(report)})" if asked(report) else ""
+        facts.append(("Sparsity", f"{percent(achieved)}{what}"))
     if report.equivalence_error is not None:
         proof = (
             f"differs from the masked model by {report.equivalence_error:.1e} at most, relative, in float64"
@@ -90,6 +89,13 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
     facts += [(noun.capitalize(), text) for noun, text in nouns.items()]
     paths = {label: getattr(report, name) for label, name in PATHS.items()}
     return (*facts, *((label, text) for label, text in paths.items() if text))
+
+
+def asked(report: Report) -> str:
+    """Return what was asked for: a sparsity, or a budget in its place; nothing where neither is known."""
+    if report.budgets:
+        return f"asked for: {', '.join(report.budgets)}"
+    return "" if report.target_sparsity is None else f"asked for: {percent(report.target_sparsity)}"
 
 
 def unit(report: Report) -> str:
@@ -123,12 +129,18 @@ def _frozen(report: Report, limit: int) -> Table:
 
 
 def _updates(report: Report, limit: int) -> Table:
+    is_asked = any(u.requested is not None for u in report.updates)
+    columns = ("step", "progress", *(("requested",) if is_asked else ()), "achieved")
     rows = [
-        (f"{u.step:,}", percent(u.progress), percent(u.requested), percent(u.achieved))
+        (
+            f"{u.step:,}",
+            percent(u.progress),
+            *((percent(u.requested),) if is_asked else ()),
+            percent(u.achieved),
+        )
         for u in report.updates
     ]
-    rows = rows if len(rows) > 1 else []
-    return Table("Updates of the masks", ("step", "progress", "requested", "achieved"), elided(rows, limit))
+    return Table("Updates of the masks", columns, elided(rows if len(rows) > 1 else [], limit))
 
 
 def _evaluations(report: Report, limit: int) -> Table:

@@ -24,13 +24,13 @@ def ramp(report: Report) -> Charts:
         last = values[-1]
         return (*values, (float(end), last[1])) if end > last[0] else tuple(values)
 
-    requested = held([(float(u.step), u.requested) for u in report.updates])
+    requested = [(float(u.step), u.requested) for u in report.updates if u.requested is not None]
+    found = [Line("requested", held(requested), is_stepped=True, is_dashed=True)] if requested else []
     achieved = held([(float(u.step), u.achieved) for u in report.updates])
-    found = (
-        Line("requested", requested, is_stepped=True, is_dashed=True),
-        Line("achieved", achieved, is_stepped=True),
+    found.append(Line("achieved", achieved, is_stepped=True))
+    return (
+        Lines("Sparsity", "optimizer step", f"of the {rows.unit(report)}", tuple(found), is_percent=True),
     )
-    return (Lines("Sparsity", "optimizer step", f"of the {rows.unit(report)}", found, is_percent=True),)
 
 
 def metrics(report: Report, headline: Callable[[Mapping[str, object]], str | None]) -> Charts:

@@ -73,9 +73,8 @@ def _glance(report: Report) -> tuple[Part, ...]:
     before, after = report.cost_before, report.cost_after
     tiles = []
     if report.achieved_sparsity is not None:
-        asked = f"asked for: {percent(report.target_sparsity)}" if report.target_sparsity is not None else ""
         unit = rows.unit(report)
-        tiles.append(Tile(f"Sparsity of the {unit}", percent(report.achieved_sparsity), asked))
+        tiles.append(Tile(f"Sparsity of the {unit}", percent(report.achieved_sparsity), rows.asked(report)))
     name = headline(report.metrics_after)
     if name is not None:
         old = report.metrics_before.get(name)
