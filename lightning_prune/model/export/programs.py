@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ from lightning_prune.model.calls import tensors_of
 from lightning_prune.model.export.calls import Checks, compared, exporting
 from lightning_prune.model.export.formats import check_installed, checked_path
 from lightning_prune.report.exports import Exported
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+OF_SIZES = re.compile(r"(?i)constraint|speciali[sz]|symbolic|symint|guard|\bDim\b|\bs\d+\b")
+"""What torch says where a size that may change is in the way; `s77` is such a size."""
 
 
 def export_onnx(
@@ -54,8 +59,11 @@ def export_onnx(
     place, checks = checked_path(path, "onnx"), Checks(tolerance, dynamic_batch, latency)
     with exporting(model, example, checks) as (call, dims), _silent():
         with _explained("onnx", checks):
+            args = (
+                call.args if call.kwargs else (*call.args, {})
+            )  # else a dict at the end is taken for kwargs
             program: Any = torch.onnx.export(
-                model, call.args, kwargs=dict(call.kwargs), dynamo=True, dynamic_shapes=dims, verbose=False
+                model, args, kwargs=dict(call.kwargs), dynamo=True, dynamic_shapes=dims, verbose=False
             )
         return compared(place, "onnx", call, checks, lambda p: program.save(str(p)), Session)
 
@@ -126,12 +134,22 @@ def _explained(format: str, checks: Checks) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = str(error).strip().partition("\n")[0][:300]
-        advice = " A batch of one size only may do: dynamic_batch=False." if checks.dynamic_batch else ""
+        cause = _cause(error)
+        text = ANSI.sub("", str(cause)).strip()
+        first = text.partition("\n")[0][:300]
+        is_by_batch = checks.dynamic_batch and OF_SIZES.search(text) and "data-dependent" not in text
+        advice = " A batch of one size only may do: dynamic_batch=False." if is_by_batch else ""
         raise ValueError(
-            f"`model` is one that torch.export can follow, for {format}, but got {type(error).__name__}: {first}"
+            f"`model` is one that torch.export can follow, for {format}, but got {type(cause).__name__}: {first}"
             f"{advice}"
         ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what was wrong, where torch's exporter to ONNX only says which of its steps failed."""
+    while error.__cause__ is not None and type(error).__module__.startswith("torch.onnx"):
+        error = error.__cause__
+    return error
 
 
 @contextmanager

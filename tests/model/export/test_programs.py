@@ -104,6 +104,44 @@ def test_what_torch_cannot_follow_is_refused(tmp_path, export, ending):
     )
 
 
+@BOTH
+@pytest.mark.parametrize("is_second", [False, True])
+def test_a_dict_that_comes_last_is_an_argument_and_no_keywords(tmp_path, export, ending, is_second):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.layer = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+        def forward(self, *args):
+            *first, inputs = args
+            return self.layer((self.embedding(inputs["ids"]) * inputs["mask"][..., None]).mean(1)) + sum(
+                first
+            )
+
+    class Second(Masked):
+        def forward(self, first, inputs):
+            return super().forward(first, inputs)
+
+    class Only(Masked):
+        def forward(self, inputs):
+            return super().forward(inputs)
+
+    torch.manual_seed(0)
+    inputs = {"ids": torch.randint(9, (4, 6)), "mask": torch.ones(4, 6)}
+    model, example = (Second(), (torch.ones(4, 1), inputs)) if is_second else (Only(), (inputs,))
+    assert export(model, example, tmp_path / f"a{ending}", latency=False).error < 1e-5
+
+
+@BOTH
+def test_the_cause_of_a_failure_is_told_in_plain_text(tmp_path, export, ending):
+    class Fails(nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("\x1b[96mno such kernel\x1b[0m")
+
+    with pytest.raises(ValueError, match=r"but got RuntimeError: no such kernel$"):
+        export(Fails(2, 2), torch.ones(3, 2), tmp_path / f"a{ending}")
+
+
 def test_settings_out_of_range_are_refused(tmp_path):
     model, x = nn.Linear(2, 2), torch.ones(3, 2)
     with pytest.raises(ValueError, match=r"`path` ends in '.onnx', but got 'a.pt2'"):
