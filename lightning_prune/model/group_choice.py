@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.granularities import Weight
-from lightning_prune.core.patterns import listed
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.scoring import group_scores
 from lightning_prune.core.types import GroupScores, Name
@@ -21,6 +20,7 @@ from lightning_prune.model.contest import Contest
 from lightning_prune.model.equivalence import settle
 from lightning_prune.model.grouping import without
 from lightning_prune.model.history import plans_of
+from lightning_prune.model.nothing import nothing_found
 from lightning_prune.model.prices import Counts
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.targets import check_values, output_dims, select_targets, spared_outputs
@@ -84,11 +84,7 @@ class GroupChoice:
 
     def _check_not_empty(self) -> None:
         if not self.contest.sizes:
-            frozen = self.couplings.frozen
-            raise ValueError(
-                f"`granularity` {self.recipe.granularity} finds nothing to prune in {type(self.model).__name__}. "
-                f"Frozen are {listed([f'{name} ({why})' for name, why in frozen.items()])}."
-            )
+            raise ValueError(nothing_found(self.model, self.contest))
 
     def check_latency(self) -> None:
         """Refuse a latency that not even the smallest model has, before it is trained for; it takes some seconds.

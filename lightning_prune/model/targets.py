@@ -97,9 +97,11 @@ def select_targets(
 
     chosen = {name: candidate.parameter for name, candidate in candidates.items() if is_chosen(candidate)}
     if not chosen:
+        spared = computed_layers(model, (), exclude) if include is None else []
         raise ValueError(
             f"`include` and `exclude` leave nothing to prune in {type(model).__name__}: include={include!r}, "
-            f"exclude={exclude!r}. The candidates, parameters of at least two dims, are {listed(candidates) or 'none'}."
+            f"exclude={exclude!r}. {f'{said_of_computed(spared)} ' if spared else ''}The candidates, parameters of at "
+            f"least two dims, are {listed(candidates) or 'none'}."
         )
     return chosen
 
@@ -120,6 +122,19 @@ def computed_layers(model: nn.Module, targets: Container[Name], exclude: Sequenc
             is_said = name in targets or any(candidate.matches(pattern) for pattern in exclude)
             spared[path] = spared.get(path, True) and not is_said
     return [path for path, is_spared in spared.items() if is_spared]
+
+
+def said_of_computed(paths: Sequence[str]) -> str:
+    """Say why computed layers are no targets, and what to do.
+
+    Example:
+        >>> said_of_computed(["0"])
+        'The weights of `0` are computed from others, by weight_norm or a parametrization: remove that, or name ...
+    """
+    return (
+        f"The weights of {listed((f'`{path}`' for path in paths), num_shown=5)} are computed from others, by "
+        "weight_norm or a parametrization: remove that, or name what they are computed from in `include`."
+    )
 
 
 def check_values(targets: Mapping[Name, nn.Parameter]) -> None:

@@ -275,3 +275,45 @@ def test_nothing_to_prune_says_what_is_frozen_and_why():
         ValueError, match=r"finds nothing to prune in Linear\. Frozen are .*output of the model"
     ):
         shrink(nn.Linear(4, 4), torch.zeros(2, 4), 0.5)
+
+
+def reason_of(model, x, **kwargs):
+    with pytest.raises(ValueError, match="finds nothing to prune") as said:
+        shrink(model, x, 0.5, **kwargs)
+    return str(said.value).partition("finds nothing to prune in ")[2]
+
+
+def convolutions(wrap):
+    layers = [
+        wrap(nn.Conv1d(4, 16, 3)),
+        nn.ReLU(),
+        wrap(nn.Conv1d(16, 16, 3)),
+        nn.ReLU(),
+        nn.Conv1d(16, 3, 1),
+    ]
+    return nn.Sequential(*layers)
+
+
+def test_a_network_without_attention_is_told_that_it_has_no_heads():
+    found = reason_of(convolutions(lambda layer: layer), torch.randn(2, 4, 9), granularity=Head())
+    assert found == "Sequential. No attention runs in it, so it has no heads: Channel() prunes channels."
+
+
+def test_reasons_are_told_once_and_what_every_model_has_comes_last():
+    found = reason_of(convolutions(nn.utils.parametrizations.weight_norm), torch.randn(2, 4, 9))
+    assert found == (
+        "Sequential. Frozen are `4.weight[1]` (weight norm divides by the norm of each row), `4.weight[0]` (output of "
+        "the model). The weights of `0`, `2` are computed from others, by weight_norm or a parametrization: remove "
+        "that, or name what they are computed from in `include`."
+    )
+    found = reason_of(
+        convolutions(nn.utils.parametrizations.weight_norm), torch.randn(2, 4, 9), include=["*original*"]
+    )
+    assert found.endswith(" and 5 more (weight norm divides by the norm of each row).")
+
+
+def test_what_exclude_keeps_is_no_fault_of_the_model():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert reason_of(net, torch.ones(2, 4), exclude=["0"]).startswith(
+        "Sequential. Frozen are `0.weight` (`include` or `exclude` keeps it), `2.weight[0]` (output of the model)."
+    )

@@ -71,6 +71,21 @@ def test_biases_and_norms_are_never_taken():
         select_targets(Zoo(), include=["*.bias"])
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_computed_layers_are_named_where_there_are_no_others(wrap):
+    net = nn.Sequential(wrap(nn.Linear(4, 8)), nn.ReLU(), wrap(nn.Linear(8, 2)))
+    with pytest.raises(
+        ValueError, match=r"leave nothing to prune .*The weights of `0`, `2` are computed .*`include`"
+    ):
+        select_targets(net)
+    with pytest.raises(ValueError, match=r"The weights of `2` are computed from others"):
+        select_targets(net, exclude=["0"])
+
+
 def test_tied_weights_are_taken_once_and_answer_to_each_name():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
