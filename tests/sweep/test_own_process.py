@@ -86,7 +86,7 @@ def cannot_be_sent():
     return threading.Lock()
 
 
-class AsksForTwo(Exception):
+class AsksForTwoError(Exception):
     """Can be sent, and not be read: it is made again of one argument."""
 
     def __init__(self, first, second):
@@ -94,7 +94,7 @@ class AsksForTwo(Exception):
 
 
 def give_what_cannot_be_read():
-    return AsksForTwo(1, 2)
+    return AsksForTwoError(1, 2)
 
 
 def ask_in_another_process(function, note):
