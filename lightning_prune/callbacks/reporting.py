@@ -52,9 +52,7 @@ def build_report(
 ) -> Report:
     """Put together what is known at the end of a run."""
     pruners = [callback.pruner for callback in callbacks if callback.pruner is not None]
-    updates = sorted(
-        (Update(**update) for callback in callbacks for update in callback.updates), key=lambda u: u.step
-    )
+    updates = sorted((u for callback in callbacks for u in _updates(callback)), key=lambda u: u.step)
     path, invocation = _checkpoint(callbacks, trainer), current()
     metrics_before, metrics_after = _metrics(callbacks, evaluations)
     return Report(
@@ -196,8 +194,17 @@ def _achieved(pruners: Sequence[AnyPruner]) -> float | None:
     return sum(n * pruner.sparsity for n, pruner in zip(sizes, pruners, strict=True)) / sum(sizes)
 
 
+def _updates(callback: Prunes) -> list[Update]:
+    """What the updates have come to; where a budget was asked for, no sparsity was."""
+    found = [Update(**update) for update in callback.updates]
+    is_budget = callback.pruner is not None and callback.pruner.recipe.budget is not None
+    return [replace(update, requested=None) for update in found] if is_budget else found
+
+
 def _target(pruners: Sequence[AnyPruner]) -> float | None:
-    """The final sparsity, over the groups of all pruners."""
+    """The final sparsity, over the groups of all pruners; None where one of them goes by a budget."""
+    if any(pruner.recipe.budget is not None for pruner in pruners):
+        return None
     sizes = [pruner.num_groups for pruner in pruners]
     if not sum(sizes):
         return None

@@ -7,7 +7,7 @@ pages read it. `None` always means "not measured", never zero; `Cost.unmeasured`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lightning_prune.report.costs import Acceleration, Cost
 
@@ -104,8 +104,7 @@ class Report:
         kind: "train_time", "post_training", "initial", "sparse_training", "rewinding" or "none" (a run that pruned
             nothing).
         recipe: noun -> its text: sparsity, schedule, criterion, granularity, scope, window, include, exclude.
-        target_sparsity: sparsity of the targets that was asked for in the end, in [0, 1); with a budget in the recipe
-            none was, and it is None, as `requested` of the updates is, whatever is given.
+        target_sparsity: sparsity of the targets that was asked for in the end, in [0, 1); None where a budget was.
         achieved_sparsity: sparsity of the targets in the end.
         layers: the targets, in the order of the model.
         updates: of the masks, in their order.
@@ -158,10 +157,6 @@ class Report:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"`kind` is one of {list(KINDS)}, but got {self.kind!r}.")
-        if self.budgets:
-            updates = tuple(replace(update, requested=None) for update in self.updates)
-            object.__setattr__(self, "target_sparsity", None)
-            object.__setattr__(self, "updates", updates)
 
     @property
     def budgets(self) -> tuple[str, ...]:
