@@ -117,6 +117,7 @@ def test_a_budget_counts_the_work_of_all_calls():
     callback = TrainTimePruning(budget=Budget(macs=0.5), granularity=Channel(multiple_of=1))
     before = work(module := AutoEncoder())
     trainer(callback, monitor).fit(module, images(), images())
+    assert monitor.report.target_sparsity is None and monitor.report.updates[-1].requested is None
     assert work(module) == pytest.approx(0.5 * before, rel=0.03)
     assert (
         monitor.report.cost_before.macs == before // 2 and monitor.report.cost_after.macs == work(module) // 2
