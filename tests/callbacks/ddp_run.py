@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data.distributed import DistributedSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -64,6 +65,7 @@ SMALLER = {
     "update": {**COUPLED, "shrink": "update", "criterion": Movement()},
     "activations": {**COUPLED, "shrink": "update", "criterion": APoZ()},
     "never": {**COUPLED, "shrink": "never"},
+    "calls": COUPLED,
     # each process measures times of its own
     "latency": {**COUPLED, "sparsity": None, "budget": Budget(latency=0.7, tolerance=0.5)},
 }
@@ -105,6 +107,13 @@ class Sharded(Toy):
         return ResumableLoader(pairs, batch_size=8, sampler=sampler, collate_fn=as_sliced)
 
 
+class InTwo(Sharded):
+    """The step calls two modules, one after the other."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.head(self.body(batch[0])), batch[1])
+
+
 class Collapsing(Sharded):
     """What the first process measures collapses with half of the head, and what the others measure never does."""
 
@@ -131,7 +140,7 @@ def run(case: str, folder: Path, ckpt_path: Path | None = None) -> None:
         use_distributed_sampler=False,
         default_root_dir=folder / case,
     )
-    module = Collapsing() if guards else Sharded()
+    module = Collapsing() if guards else InTwo() if case == "calls" else Sharded()
     torch.manual_seed(fit.global_rank)  # dropout differs between the ranks
     fit.fit(module, val_dataloaders=data(), ckpt_path=ckpt_path)
     save(fit, module, callback, folder / f"{case}-{'resumed' if ckpt_path else 'whole'}", first.masks)
