@@ -204,4 +204,5 @@ def test_scripted_parts_are_left_to_themselves(callback):
         def training_step(self, batch, batch_idx):
             return F.cross_entropy(self.norm(self(batch[0])), batch[1])
 
-    trainer(callback, max_epochs=1).fit(Scripted(), data(), data())
+    trainer(callback, max_epochs=1).fit(module := Scripted(), data(), data())
+    assert not module.norm.running_mean.isnan().any() and module.global_step == NUM_BATCHES

@@ -117,7 +117,8 @@ def test_what_is_free_can_go_and_nothing_else_changes(name: str) -> None:
     types = {id(t): [Type(size) for size in t.shape] for t in tensors[:-1]}
     rule = rule_of(func, plain_name(func))
     assert rule is not None
-    types[id(output)] = list(rule(Op(plain_name(func), func, args, {}, output, "", lambda t: types[id(t)])))  # type: ignore[arg-type]
+    op = Op(plain_name(func), func, args, {}, output, "", lambda t: types[id(t)])
+    types[id(output)] = list(rule(op))  # type: ignore[arg-type]
     nodes = [types[id(t)] for t in tensors]
     assert {(k, d) for k, ns in enumerate(nodes) for d, n in enumerate(ns) if not is_frozen(n)} == free
     for atom in {a for ns in nodes for n in ns for a in atoms(n) if not is_frozen(a)}:
