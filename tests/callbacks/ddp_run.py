@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import torch
@@ -175,16 +176,16 @@ def run_once(folder: Path) -> None:
 
 
 class Kept(Sharded):
-    """Keeps what it was before it was pruned, and the batches that calibrated it."""
+    """Keeps what it was before it was pruned, and the batches that calibrated it, where no attribute is put back."""
 
     def on_train_start(self):
-        self.calibrated: list[tuple[torch.Tensor, ...]] = []
+        self.kept = SimpleNamespace(before={}, batches=[])
 
     def training_step(self, batch, batch_idx):
-        if not self.training and not self.calibrated:
-            self.before = {name: value.clone() for name, value in self.state_dict().items()}
-        if not self.training and not any(batch is known for known in self.calibrated):
-            self.calibrated.append(batch)
+        if not self.training and not self.kept.batches:
+            self.kept.before = {name: value.clone() for name, value in self.state_dict().items()}
+        if not self.training and not any(batch is known for known in self.kept.batches):
+            self.kept.batches.append(batch)
         return super().training_step(batch, batch_idx)
 
 
@@ -198,7 +199,7 @@ def run_solved(folder: Path) -> None:
         fit, module = trainer(callback, default_root_dir=folder / case, **settings), Kept()
         torch.manual_seed(fit.global_rank)
         fit.fit(module, val_dataloaders=data())
-        found = {"before": module.before, "batches": module.calibrated, "masks": callback.masks}
+        found = {**vars(module.kept), "masks": callback.masks}
         torch.save(found | {"weights": module.state_dict()}, folder / f"{case}-{fit.global_rank}.pt")
 
 
