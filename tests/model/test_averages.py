@@ -252,7 +252,7 @@ def test_in_one_shot_an_average_follows_that_is_named(make):
     [
         ({"teacher": nearby}, {"exclude": ["teacher"]}),
         ({"other": lambda net: mlp()}, {}),
-        ({"layer": lambda net: nn.Linear(8, 16)}, {}),
+        ({"layer": lambda net: nn.Linear(8, 16)}, {"exclude": ["layer"]}),
     ],
     ids=["excluded", "other", "layer"],
 )
