@@ -124,7 +124,7 @@ def capture_step(model: nn.Module) -> Iterator[StepCalls]:
         if torch.compiler.is_compiling() or is_redirected(module):
             return
         if not running and num_trained(module):
-            shape = (module, _shape_of((args, kwargs)))
+            shape = (module, torch.is_grad_enabled(), _shape_of((args, kwargs)))
             alike = [known for known in seen if known[0] is module]
             if shape not in seen and len(alike) < MAX_ALIKE:
                 seen.append(shape)

@@ -174,6 +174,20 @@ def test_what_is_asked_without_gradients_is_no_part_of_what_is_pruned():
     assert module.teacher[0].out_features == 24 > module.encoder[0].out_features
 
 
+class AsksItself(AutoEncoder):
+    """Its encoder is asked without gradients first, on a batch of the same shape."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            goal = self.encoder(batch[0].flip(0))
+        return F.mse_loss(self.encoder(batch[0]), goal) + super().training_step(batch, batch_idx)
+
+
+def test_what_is_asked_without_gradients_too_is_pruned():
+    trainer(TrainTimePruning(0.5, **CHANNELS)).fit(module := AsksItself(), images(), images())
+    assert module.encoder[0].out_features < 24 and module.decoder[0].out_features < 20
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
