@@ -107,7 +107,7 @@ class Keeps(L.Callback):
         self.weights = {name: weight.detach().clone() for name, weight in pl_module.named_parameters()}
 
 
-def test_a_budget_counts_the_work_of_all_calls():
+def test_a_budget_counts_the_work_of_all_calls(tmp_path):
     def work(module):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module.decoder(module.encoder(torch.rand(8, 32)))
@@ -116,7 +116,7 @@ def test_a_budget_counts_the_work_of_all_calls():
     monitor = SparsityMonitor(latency=False, show=False)
     callback = TrainTimePruning(budget=Budget(macs=0.5), granularity=Channel(multiple_of=1))
     before = work(module := AutoEncoder())
-    trainer(callback, monitor).fit(module, images(), images())
+    trainer(callback, monitor, default_root_dir=tmp_path).fit(module, images(), images())
     assert monitor.report.target_sparsity is None and monitor.report.updates[-1].requested is None
     assert work(module) == pytest.approx(0.5 * before, rel=0.03)
     assert (
