@@ -138,10 +138,11 @@ def example_call(
         return call
     paths = {part: path for path, part in module.named_modules()}
     names = [paths[part] for part in parts_of(call.module)]
-    names, *shared = trainer.strategy.broadcast((names, call.args, dict(call.kwargs)))
-    args, kwargs = trainer.strategy.batch_to_device(tuple(shared), dataloader_idx=0)
+    shared = names, call.is_training, (call.args, dict(call.kwargs))
+    names, is_training, arguments = trainer.strategy.broadcast(shared)
+    args, kwargs = trainer.strategy.batch_to_device(arguments, dataloader_idx=0)
     called = joined([module.get_submodule(name) for name in names])
-    return replace(call, module=called, args=args, kwargs=kwargs)
+    return replace(call, module=called, args=args, kwargs=kwargs, is_training=is_training)
 
 
 def call_of_step(
