@@ -139,14 +139,15 @@ class Distillation(L.Callback, SeesDense):
         """Freeze the teacher, and let the training step's loss listen to it."""
         assert self.teacher is not None
         self.see_dense_(pl_module)
-        if "teacher" in self._loaded and self.file is None:
-            self._load_(self._loaded["teacher"])
+        if self.file is None:
+            if "teacher" in self._loaded:
+                self._load_(self._loaded["teacher"])
+            elif trainer.ckpt_path is not None:  # its weights came after the copy
+                self.teacher = copied(pl_module)
         self.output = self.output if self.output is not None else self._loaded.get("output")
         self.teacher.eval().to(pl_module.device)
-        for parameter in self.teacher.parameters():
-            parameter.detach_().requires_grad_(
-                False
-            )  # those of scripted modules are copied with their history
+        for parameter in self.teacher.parameters():  # those of scripted modules are copied with their history
+            parameter.detach_().requires_grad_(False)
         step = pl_module.training_step
 
         @wraps(step)

@@ -149,6 +149,17 @@ def test_distillation_of_a_network_that_is_built_late_is_resumed_when_it_is_smal
     assert len(module.body[0].weight) == len(half.body[0].weight) < 16 == len(again[0].teacher.body[0].weight)
 
 
+@pytest.mark.parametrize("kind", [Toy, BuiltLate])
+def test_the_teacher_of_a_run_that_starts_from_a_trained_model_is_that_model(kind, tmp_path):
+    fit = trainer(max_epochs=1)
+    fit.fit(trained := Toy(), data(), data())
+    fit.save_checkpoint(path := tmp_path / "trained.ckpt")
+    callbacks = distilled, _ = Distillation(), TrainTimePruning(0.5, report=False)
+    trainer(*callbacks, max_epochs=2).fit(kind(), data(), data(), ckpt_path=path)
+    for name, weight in trained.named_parameters():
+        assert torch.equal(distilled.teacher.get_parameter(name), weight)
+
+
 def test_distillation_listens_within_a_module_that_is_compiled_as_a_whole():
     class Notes(Toy):
         heard = False
