@@ -10,11 +10,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.evaluation import silenced
+from lightning_prune.callbacks.evaluation import builds_late, silenced
 from lightning_prune.callbacks.structure import SeesDense
 from lightning_prune.core.checks import check_path, check_positive, check_range, did_you_mean
 from lightning_prune.graph.sandbox import attributes_kept, eager
@@ -97,7 +96,7 @@ class Distillation(L.Callback, SeesDense):
                 "`automatic_optimization` is True with Distillation, which adds to its loss, but got False."
             )
         self.teacher = copied(pl_module)
-        self._is_built = not any(is_overridden(hook, pl_module) for hook in ("configure_model", "setup"))
+        self._is_built = not builds_late(pl_module)
         if self._is_built:
             self._check_paths(pl_module)
             self._load_file_()

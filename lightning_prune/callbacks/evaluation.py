@@ -140,16 +140,20 @@ def _on_device(trainer: L.Trainer, batches: Iterable[Any]) -> list[Any]:
     return [moved(batch) for batch in batches]
 
 
+def builds_late(module: L.LightningModule) -> bool:
+    """Whether a module's own hooks, which the trainer calls, may build its network."""
+    return any(is_overridden(hook, module) for hook in ("configure_model", "setup"))
+
+
 def step_of(module: L.LightningModule, batches: Sequence[Any] = ()) -> Any:
     """Return the module's own step as (module, batch) -> its result, which leaves no trace in the module's attributes.
 
-    It is `training_step`, or with manual optimization, where that would train, `validation_step`.
+    It is `training_step`, or with manual optimization, where that would train, `validation_step`; running it raises a
+    ValueError where the module has none.
 
     Args:
         module: whose step it is.
         batches: those that will be given, whose places are their `batch_idx`; of others it is 0.
-
-    It raises a ValueError where the module has none.
     """
     name = "training_step" if module.automatic_optimization else "validation_step"
     places = {id(batch): place for place, batch in enumerate(batches)}

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_prune.callbacks.best_weights import check_has_best, load_best_
 from lightning_prune.callbacks.calibrated import CalibratedPruning
-from lightning_prune.callbacks.evaluation import as_metrics, examples, loss_of, validate_within_fit
+from lightning_prune.callbacks.evaluation import (
+    as_metrics,
+    builds_late,
+    examples,
+    loss_of,
+    validate_within_fit,
+)
 from lightning_prune.callbacks.interruption import folder_of
 from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
 from lightning_prune.callbacks.structure import check_comes_back, copy_to_averages_, follow_record_
@@ -220,15 +225,15 @@ class PostTrainingPruning(CalibratedPruning):
                 its network anew each time.
             UnpicklingError: the checkpoint holds more than tensors and plain data, which is not run.
         """
-        builds = any(is_overridden(hook, model) for hook in ("configure_model", "setup"))
-        if not builds:  # or else the network is there once the trainer has called them
+        is_late = builds_late(model)
+        if not is_late:  # or else the network is there once the trainer has called them
             self._check_fits(model)
         follow_record_(model)
         self._arrange(trainer, model, "fit")
         self.metrics_before = as_metrics(
             trainer.validate(model, datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         )
-        if builds:
+        if is_late:
             self._check_fits(model)
         if datamodule is not None:
             datamodule.setup("fit")
