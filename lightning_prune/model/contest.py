@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.core.budgets import Budget
 from lightning_prune.core.granularities import Channel, Head
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Checks, GroupScores, Name, Scores
@@ -24,7 +25,7 @@ from lightning_prune.model.grouping import (
     score_groups,
     sparsity_of_counts,
 )
-from lightning_prune.model.prices import CostOf, Counts, Measured, cost_function, counted
+from lightning_prune.model.prices import Counts, Measured, cost_function, counted
 
 
 class Contest:
@@ -159,29 +160,31 @@ class Contest:
         budget = self.recipe.budget
         if budget is None:
             return self._at(scores, fraction * self.final_sparsity)
-        cost_of = cost_function(budget, self.couplings, self.call, self.spent, self.measured)
         if budget.kind != "latency" or self.solved is None:
-            self.solved = self._solve(scores, cost_of)
+            self.solved = self._solve(scores, budget)
         if fraction >= 1.0:
             return self.solved
-        counts = self._at(scores, fraction * self.final_sparsity)
-        if budget.kind == "latency":  # solved for once: what will be needed must not go before
-            return {name: max(kept, self.solved[name]) for name, kept in counts.items()}
-        return counts if cost_of(counts) > budget.fraction else self.solved
+        counts = self._at(scores, fraction * self.final_sparsity)  # what will be needed must not go before
+        return {name: max(kept, self.solved[name]) for name, kept in counts.items()}
 
     def _at(self, scores: GroupScores, sparsity: float) -> Counts:
         ties = self.couplings.ties
         return count(scores, sparsity, granularity=self.granularity, scope=self.recipe.scope, ties=ties)
 
-    def _solve(self, scores: GroupScores, cost_of: CostOf) -> Counts:
+    def _solve(self, scores: GroupScores, budget: Budget) -> Counts:
         """Return the numbers that the budget allows; those of before where scores have moved so that none fit."""
-        budget = self.recipe.budget
-        assert budget is not None
+        present = {name: int((found > -math.inf).sum()) for name, found in scores.items()}
+        price = cost_function(budget, self.couplings, self.call, self.spent, self.measured)
+
+        def left(counts: Counts) -> Counts:
+            """What is gone stays gone, however many a choice asks for."""
+            return {name: min(kept, present[name]) for name, kept in counts.items()}
+
         try:
-            return solve(
+            found = solve(
                 budget,
                 scores,
-                cost_of,
+                lambda counts: price(left(counts)),
                 granularity=self.granularity,
                 scope=self.recipe.scope,
                 ties=self.couplings.ties,
@@ -192,6 +195,7 @@ class Contest:
                 self.measured.forget()
                 raise
             return self.solved
+        return left(found)
 
     def cost(self, choice: Mapping[str, Tensor]) -> float:
         """Return what the model costs without what a choice removes, in the terms of the budget, 1.0 being dense.

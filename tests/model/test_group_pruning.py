@@ -363,10 +363,9 @@ def test_what_is_included_is_all_that_loses_outputs():
     assert plan.groups == {"0.weight": (64, 64), "2.weight": (48, 24)}
 
 
-def deep():
+def deep(widths=(16, 64, 96, 32, 64, 4)):
     torch.manual_seed(0)
-    sizes = (16, 64, 96, 32, 64, 4)
-    layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
+    layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
     return nn.Sequential(*layers, nn.Linear(4, 2))
 
 
@@ -379,6 +378,34 @@ def test_on_the_way_no_more_goes_than_the_budget_allows(multiple_of):
         for progress in (0.95, 0.99, 1.0):
             pruner.choose_(progress)
             assert pruner.contest.cost(pruner.choice) >= fraction - 0.05
+
+
+@pytest.mark.parametrize("cuts_each", [True, False])
+@pytest.mark.parametrize(
+    ("widths", "budget", "multiple_of"),
+    [
+        ((16, 64, 48, 4), Budget(macs=0.5), 8),
+        ((16, 64, 16, 4), Budget(macs=0.5), 16),
+        ((16, 32, 16, 4), Budget(macs=0.6), 8),
+        ((16, 48, 24, 4), Budget(params=0.8), 8),
+        ((16, 32, 64, 4), Budget(params=0.5), 16),
+    ],
+)
+def test_a_budget_in_coarse_steps_is_met_however_scores_move(widths, budget, multiple_of, cuts_each):
+    """What went on the way does not come back, so the end must be one that what is left can still reach."""
+    for seed in range(4):
+        draw, granularity = torch.Generator().manual_seed(seed), Channel(multiple_of=multiple_of)
+        pruner = pruner_of(model := deep(widths), budget=budget, granularity=granularity)
+        for fraction in (0.2, 0.4, 0.6, 0.8, 0.9, 0.97, 1.0):
+            pruner.update_(fraction)
+            if cuts_each:
+                pruner.shrink_()
+            with torch.no_grad():
+                for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
+                    layer.weight.mul_(torch.rand(len(layer.weight), 1, generator=draw) ** 3)
+            pruner.apply_()
+        assert pruner.missed is None
+        assert pruner.contest.cost(pruner.choice) == pytest.approx(budget.fraction, abs=budget.tolerance)
 
 
 def test_what_a_latency_needs_is_kept_though_other_channels_become_better(clock):
