@@ -14,6 +14,7 @@ from lightning_prune.callbacks.evaluation import (
     NUM_EXAMPLES,
     calibration_batches,
     loss_of,
+    run_steps,
     silenced,
     step_of,
 )
@@ -95,11 +96,12 @@ class CalibratedPruning(PruningCallback):
         words = {"blocks": str(self.blocks), "num_rounds": str(self.num_rounds), **self.describe()}
         begun = going_on(trainer, self.pruner, words, batches, self.unfinished)
         with silenced(module), showing(), eager(), begun as unfinished:
-            self._choose_(trainer, module, batches, unfinished)
+            choose_ = partial(self._choose_, trainer, module, batches, unfinished)
+            is_told = run_steps(module, batches, statistics, choose_)
             if is_coupled:
                 self._shrink_(trainer, module, trainer.optimizers, averaged_models(trainer))
             if self.reestimate_batch_norm:
-                reestimate_batch_norm_(module, batches, forward=step_of(module, batches))
+                reestimate_batch_norm_(module, batches, forward=step_of(module, batches, is_told=is_told))
 
     def _choose_(
         self,
@@ -107,11 +109,13 @@ class CalibratedPruning(PruningCallback):
         module: L.LightningModule,
         batches: Sequence[Any],
         unfinished: Unfinished | None,
+        is_told: bool,
     ) -> None:
         """Calibrate, choose, and let the solver change what stays."""
         assert self.pruner is not None
-        loss = loss_of(module, batches) if self._needs_loss else None
-        how: dict[str, Any] = {"forward": step_of(module, batches), "loss": loss, "unfinished": unfinished}
+        loss = loss_of(module, batches, is_told=is_told) if self._needs_loss else None
+        forward = step_of(module, batches, is_told=is_told)
+        how: dict[str, Any] = {"forward": forward, "loss": loss, "unfinished": unfinished}
         measure = partial(calibrate, self.pruner.statistics, module, batches, **how)
         when: dict[str, Any] = {"step": trainer.global_step, "progress": 1.0}
         if self.solver is None:

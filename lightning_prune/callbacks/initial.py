@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_prune.callbacks.evaluation import loss_of, silenced, step_of, training_batches
+from lightning_prune.callbacks.evaluation import loss_of, run_steps, silenced, step_of, training_batches
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.interruption import going_on
 from lightning_prune.callbacks.ownership import check_alone
@@ -148,15 +148,19 @@ class InitialPruning(InTraining):
                 self.pruner = self._coupled(trainer, module, batches, trained_ids(trainer.optimizers))
                 check_alone(self, trainer)
             with going_on(trainer, self.pruner, self.describe(), batches, self.unfinished) as unfinished:
-                self._choose_(module, batches, unfinished)
+                choose_ = partial(self._choose_, module, batches, unfinished)
+                run_steps(module, batches, self.pruner.statistics, choose_)
                 if self.shrink == "end":
                     self._shrink_(trainer, module, self._optimizers, averaged_models(trainer))
         self._ramp.is_due, self._is_news = False, True
 
-    def _choose_(self, module: L.LightningModule, batches: list[Any], unfinished: Unfinished | None) -> None:
+    def _choose_(
+        self, module: L.LightningModule, batches: list[Any], unfinished: Unfinished | None, is_told: bool
+    ) -> None:
         statistics = self._pruner.statistics
-        loss = loss_of(module, batches) if statistics.needs_loss else None
-        how: dict[str, Any] = {"forward": step_of(module, batches), "loss": loss, "batch_statistics": True}
+        loss = loss_of(module, batches, is_told=is_told) if statistics.needs_loss else None
+        forward = step_of(module, batches, is_told=is_told)
+        how: dict[str, Any] = {"forward": forward, "loss": loss, "batch_statistics": True}
         measure = partial(calibrate, statistics, module, batches, unfinished=unfinished, **how)
         rounds: dict[str, Any] = {
             "revive": self.revive,

@@ -48,16 +48,27 @@ def stage(
         stack.enter_context(untouched(model))
         stack.enter_context(plain_kernels())
         stack.enter_context(mode_of_training(model, training))
+        if training:
+            stack.enter_context(_values_kept(model))
         convert: Callable[[Tensor], Tensor] = torch.clone
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet(logging.getLogger("torch._subclasses.fake_tensor")))
             convert = mode.from_tensor
-        elif training:
-            for module in model.modules():
-                for name, buffer in module._buffers.items():
-                    module._buffers[name] = None if buffer is None else buffer.clone()
         yield tree_map_only(Tensor, convert, (args, dict(kwargs)))
+
+
+@contextmanager
+def _values_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the values of buffers: even on fake tensors, a batch norm counts its batches for real."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in kept:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 @contextmanager

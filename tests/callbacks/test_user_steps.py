@@ -11,10 +11,13 @@ from lightning_prune import (
     Channel,
     Distillation,
     InitialPruning,
+    LeastSquares,
     PerRow,
     PostTrainingPruning,
+    Saliency,
     TrainTimePruning,
     Wanda,
+    WoodFisher,
 )
 from tests.callbacks.toy import GAN, NUM_BATCHES, Toy, data, trainer
 
@@ -78,6 +81,51 @@ def test_a_batch_that_was_skipped_teaches_nothing():
     distilled = Distillation()
     module = fitted(SkipsFirst(), distilled)
     assert module.get_submodule(distilled.output) is module
+
+
+class Detects(Toy):
+    """Gives losses where it trains, and boxes else, as torchvision's detectors do."""
+
+    def forward(self, x, y=None):
+        if self.training:
+            return {"classes": F.cross_entropy(super().forward(x), y), "boxes": x.sum() * 0}
+        return [{"boxes": row, "scores": row.max()} for row in super().forward(x)]
+
+    def training_step(self, batch, batch_idx):
+        return sum(self(*batch).values())
+
+    def validation_step(self, batch, batch_idx):
+        self(*batch)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *CALLBACKS.values(),
+        lambda: PostTrainingPruning(**WEIGHTS, criterion=Saliency()),
+        lambda: PostTrainingPruning(**WEIGHTS, solver=LeastSquares()),
+        lambda: PostTrainingPruning(**CHANNELS, reestimate_batch_norm=True, solver=LeastSquares()),
+        lambda: PostTrainingPruning(**WEIGHTS, solver=WoodFisher()),
+        lambda: InitialPruning(**WEIGHTS, num_rounds=3),
+    ],
+)
+def test_a_step_that_needs_to_be_told_that_it_trains_is_told_and_all_else_is_alike(build):
+    """Dropout and batch norms go on as they do in other models: the same weights go, the same ones stay."""
+    found, expected = fitted(Detects(), build()).state_dict(), fitted(Toy(), build()).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_an_error_that_training_mode_does_not_mend_is_raised_as_it_is():
+    class Broken(Detects):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+                raise RuntimeError("no losses at all")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="no losses at all"):
+        fitted(Broken(), InitialPruning(**WEIGHTS))
 
 
 class Remembers(Toy):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_prune.graph import trace
 from lightning_prune.graph.sandbox import attributes_kept, eager
 
 
@@ -87,3 +88,22 @@ def test_those_who_want_to_run_uncompiled_may_leave_in_any_order():
     assert is_eager()
     second.__exit__(None, None, None)
     assert not is_eager()
+
+
+class ReadsValues(nn.Module):
+    """Reads a value of its input, which fake tensors have none of."""
+
+    def forward(self, x):
+        return x * 2 if float(x.detach().mean()) > 0 else x
+
+
+@pytest.mark.parametrize("also", [nn.ReLU(), ReadsValues()], ids=["fake", "real"])
+def test_tracing_in_training_mode_counts_no_batches(also):
+    """Nor does a plan, which is tried out with other sizes; channels of the batch norm are seen in both ways."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), also, nn.Linear(16, 4))
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    couplings = trace(net, (torch.randn(4, 8),), training=True)
+    couplings.plan({"0.weight": torch.arange(16) < 8})
+    assert [group.size for group in couplings.groups.values()] == [16]
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, before[name]), name
