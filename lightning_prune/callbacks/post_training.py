@@ -42,7 +42,9 @@ class PostTrainingPruning(CalibratedPruning):
     """Prune a trained model in one shot: when `fit` ends, or with `run` on a checkpoint, without training.
 
     The model is validated before and after, and saved as `pruned.ckpt` beside the other checkpoints. Criteria by
-    activations or gradients are calibrated on training batches, through the module's own `training_step`.
+    activations or gradients are calibrated on training batches, through the module's own `training_step` in eval mode;
+    where it fails there and not in training, as a detector's does, the module is told that it trains, though dropout
+    and batch norms are not.
 
     Cost: the passes of the criterion over the calibration batches, and those of the solver; two validations.
 

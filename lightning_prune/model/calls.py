@@ -47,7 +47,13 @@ class Call:
 
     @property
     def batch_size(self) -> int | None:
-        """The first dim of the first tensor among the arguments, or None where there is none."""
+        """The first dim of the first tensor among the arguments, or None where there is none.
+
+        Of a list of images, which detectors take, it is the number of these.
+        """
+        first = next(iter((*self.args, *self.kwargs.values())), None)
+        if isinstance(first, list) and first and all(isinstance(x, Tensor) and x.dim() == 3 for x in first):
+            return len(first)
         shapes = (tensor.shape for tensor in tensors_of((self.args, dict(self.kwargs))))
         return next((shape[0] for shape in shapes if shape), None)
 

@@ -167,7 +167,8 @@ def _notes(report: Report) -> tuple[str, ...]:
         notes.append(KERNELS)
     if latency := (after and after.latency) or (before and before.latency):
         notes.append(_conditions(latency))
-    if empty := [layer.name for layer in report.layers if layer.params and not layer.nonzeros]:
+    weights = [layer for layer in report.layers if len(layer.shape) > 1]  # biases begin as zeros
+    if empty := [layer.name for layer in weights if layer.params and not layer.nonzeros]:
         notes.append(f"Nothing is left of {', '.join(empty)}.")
     reasons = {LABELS.get(n, n): r for cost in (before, after) if cost for n, r in cost.unmeasured.items()}
     notes += [f"{label}: {reason}." for label, reason in reasons.items()]

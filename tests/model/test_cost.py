@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lightning_prune.model.cost as cost_module
-from lightning_prune.model.calls import Call, capture_call, replaying
+from lightning_prune.model.calls import Call, call_of, capture_call, replaying
 from lightning_prune.model.cost import compare_with_dense, measure
 from lightning_prune.model.latency import dense_twin
 from lightning_prune.model.macs import count_macs
@@ -374,6 +374,13 @@ class Outer(nn.Module):
 
     def training_step(self, x):
         return self.loss(self.net(x), self.small(x))
+
+
+def test_a_list_of_images_is_a_batch_of_them():
+    pictures = [torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)]
+    assert call_of(nn.Identity(), (pictures, [{"boxes": torch.zeros(5, 4)}])).batch_size == 2
+    assert call_of(nn.Identity(), {"images": pictures}).batch_size == 2
+    assert call_of(nn.Identity(), ([torch.zeros(5, 3), torch.zeros(5, 4)],)).batch_size == 5
 
 
 def test_the_outermost_module_with_the_most_parameters_is_caught():
