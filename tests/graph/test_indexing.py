@@ -101,6 +101,26 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], set[tuple[int, int]]]] = {
         (real(5, 4), [places(5, 7)], torch.tensor(2.0)),
         {(0, 1), (3, 1)},
     ),
+    "masked_scatter of rows": (
+        aten.masked_scatter.default,
+        (real(5, 4), MASK[:, None], real(3, 4)),
+        {(0, 1), (2, 1), (3, 1)},
+    ),
+    "masked_scatter of more rows than it takes, the mask expanded": (
+        aten.masked_scatter.default,
+        (real(2, 5, 4), MASK[None, :, None].expand(2, 5, 4), real(9, 4)),
+        {(0, 2), (1, 2), (2, 1), (3, 2)},
+    ),
+    "masked_scatter of single entries": (
+        aten.masked_scatter.default,
+        (real(5, 4), real(5, 4) > 0, real(20, 4)),
+        set(),
+    ),
+    "masked_scatter of a row of numbers": (
+        aten.masked_scatter.default,
+        (real(5, 4), MASK[:, None], real(12)),
+        set(),
+    ),
     "index_put in two places": (
         aten.index_put.default,
         (real(4, 5, 6), [places(4, 3), None, places(6, 3)], real(3, 5)),
