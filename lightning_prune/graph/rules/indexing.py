@@ -116,18 +116,15 @@ def masked_scatter(op: Op) -> Types:
 
     So features of images come among the embeddings of words.
     """
-    (into, mask, source), types = op.args[:3], (op.first, op[1], op[2])
-    assert types[1] is not None and types[2] is not None
-    lasts = [t[-1] for t in types if t]
+    into, mask, source = op.args[:3]
+    types = [found for found in (op.first, op[1], op[2]) if found]
     is_alike = mask.dim() > 0 and (mask.shape[-1] == 1 or mask.stride(-1) == 0)
-    is_by_rows = (
-        is_alike and into.shape == op.shape and source.dim() > 0 and into.shape[-1:] == source.shape[-1:]
-    )
+    is_by_rows = is_alike and into.shape == op.shape and source.shape[-1:] == into.shape[-1:] != ()
     for found in types:
         freeze_all(found[:-1] if is_by_rows else found, REASON)
-    if is_by_rows:
-        for node in lasts[2 if mask.shape[-1] == 1 else 1 :]:
-            unify(lasts[0], node)
+    for found in types[1:] if is_by_rows else []:
+        if find(found[-1]).size > 1:
+            unify(op.first[-1], found[-1])
     return op.first if into.shape == op.shape else frozen(op.shape, REASON)
 
 
