@@ -11,7 +11,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.states import restoring
-from lightning_prune.core.checks import check_choice, check_positive, check_sparsity, did_you_mean
+from lightning_prune.core.checks import check_positive, check_sparsity, did_you_mean
+from lightning_prune.core.directions import checked_mode
 from lightning_prune.model.guarding import Guard
 from lightning_prune.model.pruning import Pruner
 
@@ -37,7 +38,7 @@ class CollapseGuard(L.Callback):
     Args:
         min_density: the fraction of a layer's weights below which it is left alone, in [0, 1).
         monitor: the name of a validation metric, or None.
-        mode: "max" or "min", what is good.
+        mode: "max" or "min", what is good of the metric; by default as the words of its name say, "min" of a loss.
         tolerance: how much worse than its best the metric may be, in its own units, above 0.
 
     Raises:
@@ -54,11 +55,11 @@ class CollapseGuard(L.Callback):
         min_density: float = 0.01,
         *,
         monitor: str | None = None,
-        mode: str = "max",
+        mode: str | None = None,
         tolerance: float = 0.1,
     ) -> None:
         self.min_density = check_sparsity("min_density", min_density)
-        self.mode = check_choice("mode", mode, ("max", "min"))
+        self.mode = checked_mode(monitor or "loss", mode)
         self.monitor, self.tolerance = monitor, check_positive("tolerance", tolerance)
         self.best: float | None = None
         self.protected: list[str] = []

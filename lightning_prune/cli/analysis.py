@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_prune.core.checks import check_choice, check_sparsity
+from lightning_prune.core.directions import checked_mode
 from lightning_prune.core.scopes.curves import allocate
 from lightning_prune.model.sensitivity import Curves, sensitivity
 from lightning_prune.model.targets import select_targets
 from lightning_prune.report.progress import showing, steps
-from lightning_prune.sweep import is_lower_better
 
 if TYPE_CHECKING:
     import lightning as L
@@ -37,6 +37,7 @@ def analyse(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     curves: str | Path | None = None,
+    mode: str | None = None,
 ) -> dict[str, float]:
     """Validate a trained model with each layer pruned by itself, show and draw the curves, and allocate a sparsity.
 
@@ -53,6 +54,7 @@ def analyse(
         include: patterns of what to look at.
         exclude: patterns of what to leave out.
         curves: a file of a run before, with the same metric.
+        mode: "min" or "max", what is better of the metric; by default as its name says.
 
     Returns:
         The sparsities by layer that lose least for `sparsity`.
@@ -71,17 +73,16 @@ def analyse(
         with showing():
             for run in steps(list(runs), "layers"):
                 yield run
-                _write(path, metric, done)
+                _write(path, metric, checked_mode(metric, mode), done)
 
-    evaluate = partial(_validated, trainer, datamodule, metric)
+    evaluate = partial(_validated, trainer, datamodule, metric, mode)
     with _told_where(path):
         found = sensitivity(
             model, evaluate, sparsities, include=include, exclude=exclude, done=done, progress=shown
         )
-    sign = 1.0 if is_lower_better(metric) else -1.0
-    losses = {name: {s: sign * value for s, value in curve.items()} for name, curve in found.items()}
-    allocation = allocate(losses, {name: p.numel() for name, p in targets.items()}, sparsity)
-    _write(path, metric, found, allocation)
+    mode = checked_mode(metric, mode)
+    allocation = allocate(found, {name: p.numel() for name, p in targets.items()}, sparsity, mode=mode)
+    _write(path, metric, mode, found, allocation)
     _show(metric, found, allocation)
     _draw(folder / PICTURE_FILE, metric, found)
     return allocation
@@ -96,14 +97,20 @@ def _check_sparsities(sparsity: float, sparsities: Sequence[float]) -> None:
 
 
 def _validated(
-    trainer: L.Trainer, datamodule: L.LightningDataModule, metric: str, model: L.LightningModule
+    trainer: L.Trainer,
+    datamodule: L.LightningDataModule,
+    metric: str,
+    mode: str | None,
+    model: L.LightningModule,
 ) -> float:
-    """Return a metric that validation logs."""
+    """Return a metric that validation logs, if it is known what is better of it."""
     found = trainer.validate(model, datamodule, verbose=False)
     logged = found[0] if found else {}
     if not logged:
         raise ValueError("`data` has validation data for this, but got none: set data.num_val.")
-    return float(logged[check_choice("metric", metric, logged)])
+    check_choice("metric", metric, logged)
+    checked_mode(metric, mode)
+    return float(logged[metric])
 
 
 @contextmanager
@@ -134,10 +141,12 @@ def _read(path: Path, metric: str, targets: Mapping[str, object]) -> Curves:
     return curves
 
 
-def _write(path: Path, metric: str, curves: Curves, allocation: Mapping[str, float] | None = None) -> None:
+def _write(
+    path: Path, metric: str, mode: str, curves: Curves, allocation: Mapping[str, float] | None = None
+) -> None:
     """Write the file as a whole or not at all."""
     half = path.with_suffix(".tmp")
-    held: dict[str, Any] = {"metric": metric, "is_lower_better": is_lower_better(metric), "curves": curves}
+    held: dict[str, Any] = {"metric": metric, "is_lower_better": mode == "min", "curves": curves}
     held |= {"allocation": allocation} if allocation else {}
     half.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
     half.replace(path)

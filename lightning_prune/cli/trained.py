@@ -60,7 +60,7 @@ def analyse(cfg: DictConfig) -> Metrics:
 
     datamodule, model = loaded(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    names = ("metric", "sparsities", "sparsity", "include", "exclude", "curves")
+    names = ("metric", "mode", "sparsities", "sparsity", "include", "exclude", "curves")
     settings = {name: plain(cfg[name]) for name in names}
     try:
         return analysis.analyse(trainer_of(cfg), model, datamodule, folder, **settings)

@@ -51,7 +51,7 @@ def sensitivity(
 
     Args:
         model: any module.
-        evaluate: model -> a number; a loss, or an accuracy.
+        evaluate: model -> a number; a loss, or an accuracy, for which `allocate` and `Allocated` take `mode="max"`.
         sparsities: each in [0, 1).
         criterion: how good each weight is; calibrated once, on the dense model.
         granularity: what goes as one piece.

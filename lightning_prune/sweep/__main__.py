@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from lightning_prune.core.directions import MODES
 from lightning_prune.sweep.choice import TOLERANCE
 from lightning_prune.sweep.rows import SEEDS
 from lightning_prune.sweep.summary import report
@@ -16,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", help="of a Hydra multirun, e.g. multirun/2026-01-31/12-00-00")
     parser.add_argument("--sort-by", help="a column, best first; by default the metric")
     parser.add_argument("--metric", help="the column of quality to choose by, e.g. val/acc")
+    parser.add_argument("--mode", choices=MODES, help="what is better of it, where its name does not tell")
     parser.add_argument("--size", help="the column of size to choose by, e.g. nonzeros, macs, latency_ms")
     parser.add_argument(
         "--tolerance",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_prune.core.checks import check_range
+from lightning_prune.core.directions import checked_mode
 from lightning_prune.report.numbers import numbers_of
 from lightning_prune.report.storage import load, write_text
 from lightning_prune.sweep.choice import TOLERANCE
@@ -30,10 +31,14 @@ class SweepReport(Callback):
     Args:
         sort_by: the column to sort the table by, best first; by default the metric.
         metric: the column of quality to choose by; by default of validation, accuracy before perplexity before loss.
+        mode: "min" or "max", what is better of the metric; by default as its name says.
         size: the column of size to choose by; by default the first of nonzeros, params, num_bytes, ... that differs.
         tolerance: what the recommended model may lose, as `recommend` says; 0 or more.
         seeds: names of the overrides that are repetitions.
         progress: whether to show how far it is.
+
+    Raises:
+        ValueError: a tolerance below 0, or a metric whose name does not tell what is better, and no mode.
 
     In an application of your own, the row of a job is what its report in its folder says, and what the job returns: a
     mapping of numbers by name, or one number, which goes by the `optimized_metric` of the configuration if it has one.
@@ -43,16 +48,18 @@ class SweepReport(Callback):
         self,
         sort_by: str | None = None,
         metric: str | None = None,
+        mode: str | None = None,
         size: str | None = None,
         tolerance: float = TOLERANCE,
         seeds: Sequence[str] = SEEDS,
         progress: bool = True,
     ) -> None:
         check_range("tolerance", tolerance, 0.0, float("inf"), "what may be lost, 0 or more")
-        self.report = partial(
-            report, sort_by=sort_by, metric=metric, size=size, tolerance=tolerance, seeds=tuple(seeds)
-        )
-        self.metric, self.progress = metric, progress
+        if metric is not None or mode is not None:
+            checked_mode(str(metric), mode)
+        how = {"sort_by": sort_by, "metric": metric, "mode": mode, "size": size, "tolerance": tolerance}
+        self.report: Callable[[Path], object] = partial(report, **how, seeds=tuple(seeds))  # type: ignore[arg-type]
+        self.metric, self.mode, self.progress = metric, mode, progress
         self._waiting: Path | None = None
         self._shown: Progress | None = None
 
@@ -64,7 +71,7 @@ class SweepReport(Callback):
         atexit.register(self._report)
         if self.progress:
             in_this_process = "BasicLauncher" in str(OmegaConf.select(config, "hydra.launcher._target_"))
-            self._shown = Progress(self._waiting, self.metric, is_shared=in_this_process)
+            self._shown = Progress(self._waiting, self.metric, self.mode, is_shared=in_this_process)
             self._shown.start()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_prune.core.checks import check_choice
-from lightning_prune.sweep.rows import SIZES, Row, default_metric, is_lower_better, numbers_in
+from lightning_prune.core.directions import checked_mode
+from lightning_prune.sweep.rows import SIZES, Row, default_metric, numbers_in
 
 TOLERANCE = 0.01
 
@@ -24,6 +25,7 @@ class Recommendation:
         baseline: the quality that it was compared with.
         bound: the quality that it was to reach: the baseline, but for the tolerance.
         is_within: whether it is within the tolerance of that; if not, it is the knee of the front.
+        mode: "min" or "max", what is better of the metric.
     """
 
     row: Row
@@ -33,6 +35,7 @@ class Recommendation:
     baseline: float
     bound: float
     is_within: bool
+    mode: str = "max"
 
 
 def default_size(rows: Sequence[Row]) -> str | None:
@@ -45,13 +48,17 @@ def sizes_in(rows: Sequence[Row]) -> list[str]:
     return [size for size in SIZES if _all(rows, size) and _differ(rows, size)]
 
 
-def pareto_front(rows: Sequence[Row], metric: str, size: str) -> list[Row]:
+def pareto_front(rows: Sequence[Row], metric: str, size: str, mode: str | None = None) -> list[Row]:
     """Return the rows that no other beats: none is as small or smaller and better, nor as good or better and smaller.
 
     Args:
         rows: of `group_rows` or `read_jobs`; those without both columns are left out.
         metric: the column of quality.
         size: the column of size, less is better.
+        mode: "min" or "max", what is better of the metric; by default as its name says.
+
+    Raises:
+        ValueError: no mode, and a name that does not tell.
 
     Returns:
         The front, by growing size; of rows equal in both, the first.
@@ -63,14 +70,19 @@ def pareto_front(rows: Sequence[Row], metric: str, size: str) -> list[Row]:
     """
     known = [row for row in rows if _is_number(row.get(metric)) and _is_number(row.get(size))]
     front: list[Row] = []
-    for row in sorted(known, key=lambda row: (row[size], -_goodness(row, metric))):
-        if not front or _goodness(row, metric) > _goodness(front[-1], metric):
+    sign = _sign(metric, mode)
+    for row in sorted(known, key=lambda row: (row[size], -sign * row[metric])):
+        if not front or sign * row[metric] > sign * front[-1][metric]:
             front.append(row)
     return front
 
 
 def recommend(
-    rows: Sequence[Row], metric: str | None = None, size: str | None = None, tolerance: float = TOLERANCE
+    rows: Sequence[Row],
+    metric: str | None = None,
+    size: str | None = None,
+    tolerance: float = TOLERANCE,
+    mode: str | None = None,
 ) -> Recommendation | None:
     """Choose the smallest model that is as good as the dense one, but for a tolerance; if there is none, the knee.
 
@@ -83,12 +95,13 @@ def recommend(
         size: the column of size; by default the first of nonzeros, params, num_bytes, ... that differs.
         tolerance: what may be lost: in units of a metric of which more is better, as a fraction of one of which less
             is better; 0 or more.
+        mode: "min" or "max", what is better of the metric; by default as its name says.
 
     Returns:
         The recommendation, or None where no row has both.
 
     Raises:
-        ValueError: a column that is not there, or a tolerance below 0.
+        ValueError: a column that is not there, a tolerance below 0, or no mode and a name that does not tell.
 
     Example:
         >>> rows = [{"acc": 0.95, "params": 9.0, "sparsity": 0.0}, {"acc": 0.949, "params": 5.0, "sparsity": 0.5}]
@@ -101,12 +114,14 @@ def recommend(
         if column is not None:
             check_choice(name, column, numbers_in(rows))
     metric, size = metric or default_metric(rows), size or default_size(rows)
-    if metric is None or size is None or not (front := pareto_front(rows, metric, size)):
+    if metric is None or size is None or not (front := pareto_front(rows, metric, size, mode)):
         return None
-    baseline, whose = _baseline(rows, metric)
-    bound = baseline * (1 + tolerance) if is_lower_better(metric) else baseline - tolerance
-    within = [row for row in front if _is_as_good(row[metric], bound, metric) and row.get("sparsity") != 0.0]
-    allowed = f"{tolerance:.3g}" if not is_lower_better(metric) else f"{tolerance:.3g} of it"
+    mode = checked_mode(metric, mode)
+    sign = _sign(metric, mode)
+    baseline, whose = _baseline(rows, metric, max if mode == "max" else min)
+    bound = baseline - tolerance if mode == "max" else baseline + tolerance * abs(baseline)
+    within = [row for row in front if sign * row[metric] >= sign * bound and row.get("sparsity") != 0.0]
+    allowed = f"{tolerance:.3g}" if mode == "max" else f"{tolerance:.3g} of it"
     if within:
         rule = f"the smallest by {size} whose {metric} is within {allowed} of {whose}, {baseline:.4g}"
     else:
@@ -114,13 +129,14 @@ def recommend(
             f"the knee of the front, since no pruned model's {metric} is within {allowed} of {whose}, "
             f"{baseline:.4g}"
         )
-    row = within[0] if within else _knee(front, metric, size)
-    return Recommendation(row, rule, metric, size, baseline, bound, bool(within))
+    row = within[0] if within else _knee(front, metric, size, sign)
+    return Recommendation(row, rule, metric, size, baseline, bound, bool(within), mode)
 
 
-def _baseline(rows: Sequence[Row], metric: str) -> tuple[float, str]:
+def _baseline(
+    rows: Sequence[Row], metric: str, best: Callable[[Iterable[float]], float]
+) -> tuple[float, str]:
     """Return the quality to compare with, and whose it is."""
-    best = min if is_lower_better(metric) else max
     if dense := [row[metric] for row in rows if row.get("sparsity") == 0.0 and _is_number(row.get(metric))]:
         return best(dense), "the dense model's"
     before = [row[f"dense/{metric}"] for row in rows if _is_number(row.get(f"dense/{metric}"))]
@@ -129,25 +145,20 @@ def _baseline(rows: Sequence[Row], metric: str) -> tuple[float, str]:
     return best(row[metric] for row in rows if _is_number(row.get(metric))), "the best of the sweep"
 
 
-def _knee(front: Sequence[Row], metric: str, size: str) -> Row:
+def _knee(front: Sequence[Row], metric: str, size: str, sign: int) -> Row:
     """Return the point farthest above the line between the ends; of fewer than three, the best by the metric."""
     if len(front) < 3:
         return front[-1]
     x = [math.log(max(row[size], 1e-12)) for row in front]
-    y = [_goodness(row, metric) for row in front]
+    y = [sign * row[metric] for row in front]
     heights = [
         (y[i] - y[0]) / (y[-1] - y[0]) - (x[i] - x[0]) / (x[-1] - x[0] or 1.0) for i in range(len(front))
     ]
     return front[heights.index(max(heights))]
 
 
-def _goodness(row: Row, metric: str) -> float:
-    value = float(row[metric])
-    return -value if is_lower_better(metric) else value
-
-
-def _is_as_good(value: float, bound: float, metric: str) -> bool:
-    return value <= bound if is_lower_better(metric) else value >= bound
+def _sign(metric: str, mode: str | None) -> int:
+    return 1 if checked_mode(metric, mode) == "max" else -1
 
 
 def _is_number(value: object) -> bool:

@@ -56,7 +56,7 @@ def document(summary: Summary) -> Document:
         sections=(
             Section("Recommended", _recommended(summary)),
             Section("Still missing", _missing(summary)),
-            Section("Quality and size", tuple(_scatter(summary, size) for size in summary.sizes)),
+            Section("Quality and size", _scatters(summary)),
             Section("Settings", (_table(summary, summary.groups),) if summary.is_repeated else ()),
             Section("Jobs", (_table(summary, summary.rows),)),
             Section("How to read this", (Items(NOTES),)),
@@ -115,11 +115,16 @@ def _missing(summary: Summary) -> tuple[Part, ...]:
     return (Items(tuple(lines), are_warnings=True), *command)
 
 
-def _scatter(summary: Summary, size: str) -> Scatter:
-    metric, chosen = summary.metric, summary.recommendation
-    assert metric is not None
+def _scatters(summary: Summary) -> tuple[Scatter, ...]:
+    if summary.metric is None:
+        return ()
+    return tuple(_scatter(summary, summary.metric, size) for size in summary.sizes)
+
+
+def _scatter(summary: Summary, metric: str, size: str) -> Scatter:
+    chosen = summary.recommendation
     known = [row for row in summary.groups if metric in row and size in row]
-    front = pareto_front(known, metric, size)
+    front = pareto_front(known, metric, size, summary.mode)
     others = [row for row in known if not any(row is of_front for of_front in front)]
     stars = [chosen.row] if chosen and size in chosen.row else []
     kinds = (("others", others, "plain"), ("front", front, "joined"), ("recommended", stars, "star"))

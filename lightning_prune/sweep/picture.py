@@ -19,6 +19,7 @@ def plot_pareto(
     sizes: Sequence[str],
     chosen: Mapping[str, Any] | None = None,
     path: str | Path | None = None,
+    mode: str | None = None,
 ) -> Figure:
     """Draw models by quality and size: a picture for each measure of size, with the front of those that no other beats.
 
@@ -28,9 +29,11 @@ def plot_pareto(
         sizes: the columns of size, at least one.
         chosen: the row to point out.
         path: where to save the picture, as for `plot_schedule`.
+        mode: "min" or "max", what is better of the metric; by default as its name says.
 
     Raises:
         ImportError: matplotlib is missing.
+        ValueError: no mode, and a name that does not tell.
 
     Example:
         >>> rows = [{"acc": 0.9, "params": 9.0}, {"acc": 0.8, "params": 5.0}, {"acc": 0.7, "params": 7.0}]
@@ -43,7 +46,7 @@ def plot_pareto(
 
     all_axes = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
     for axes, size in zip(all_axes, sizes, strict=True):
-        front = pareto_front(rows, metric, size)
+        front = pareto_front(rows, metric, size, mode)
         axes.plot(
             [r[size] for r in front],
             [r[metric] for r in front],

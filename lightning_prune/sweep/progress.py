@@ -20,12 +20,15 @@ class Progress:
     Args:
         folder: of the sweep.
         metric: the column of quality; by default the usual one.
+        mode: "min" or "max", what is better of it; by default as its name says.
         is_shared: whether jobs write into the same terminal: then there is a line for each job that ends, not a bar
             that stays at the bottom.
     """
 
-    def __init__(self, folder: Path, metric: str | None = None, *, is_shared: bool = False) -> None:
-        self.folder, self.metric, self.is_shared = folder, metric, is_shared
+    def __init__(
+        self, folder: Path, metric: str | None = None, mode: str | None = None, *, is_shared: bool = False
+    ) -> None:
+        self.folder, self.metric, self.mode, self.is_shared = folder, metric, mode, is_shared
         self._ended: dict[str, Row] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweep-progress", daemon=True)
@@ -61,7 +64,7 @@ class Progress:
         known = [row for row in rows if metric in row]
         if metric is None or not known:
             return ""
-        best = (min if is_lower_better(metric) else max)(known, key=lambda row: float(row[metric]))
+        best = (min if is_lower_better(metric, self.mode) else max)(known, key=lambda row: float(row[metric]))
         return f"; best {metric} {number_text(best, metric)} (job {best['job']})"
 
     def _watch(self) -> None:

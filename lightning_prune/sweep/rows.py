@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
+from lightning_prune.core.directions import direction, words_of
 from lightning_prune.report.invocation import redacted_setting
 from lightning_prune.sweep.notes import (
     ERROR_FILE,
@@ -21,21 +22,25 @@ from lightning_prune.sweep.notes import (
 )
 
 Row: TypeAlias = dict[str, Any]
-PREFERRED = tuple(f"{part}/{name}" for name in ("acc", "perplexity", "loss") for part in ("val", "test"))
-LOWER_IS_BETTER = ("loss", "perplexity", "error")
+PARTS = (("val", "valid", "validation"), ("test",))
+KINDS = (("acc", "accuracy"), ("perplexity", "ppl"), ("loss",))
 SIZES = ("nonzeros", "params", "num_bytes", "macs", "latency_ms")
 SEEDS = ("seed",)
 OF_A_JOB = ("job", "status", "error")
 
 
-def is_lower_better(metric: str) -> bool:
+def is_lower_better(metric: str, mode: str | None = None) -> bool:
     """Return whether less of a column is better: of a loss, and of all that a model costs.
 
+    Args:
+        metric: the column.
+        mode: "min" or "max", where that is known; by default the words of its name say it, as far as they can.
+
     Example:
-        >>> is_lower_better("val/loss"), is_lower_better("val/acc"), is_lower_better("latency_ms")
+        >>> is_lower_better("val_mse"), is_lower_better("val/acc"), is_lower_better("latency_ms")
         (True, False, True)
     """
-    return metric.endswith(LOWER_IS_BETTER) or metric.endswith((*SIZES, "gzip_bytes"))
+    return (mode or direction(metric)) == "min"
 
 
 def read_jobs(folder: str | Path) -> list[Row]:
@@ -110,17 +115,30 @@ def differing(rows: Sequence[Row]) -> list[str]:
 
 
 def default_metric(rows: Sequence[Row]) -> str | None:
-    """Return the first of accuracy, perplexity and loss that is there, of validation rather than of test data."""
-    known = numbers_in(rows)
-    return next((name for name in PREFERRED if name in known), None)
+    """Return the first of accuracy, perplexity and loss that is there, of validation rather than of test data.
+
+    Example:
+        >>> default_metric([{"train_acc": 1.0, "test_acc": 0.9, "val_loss": 0.3}])
+        'test_acc'
+    """
+    known = {n: words_of(n) for n in numbers_in(rows) if not n.startswith("dense/")}
+    ranked = (
+        name
+        for kind in KINDS
+        for part in PARTS
+        for name, words in known.items()
+        if words[:1] and words[0] in part and words[-1] in kind
+    )
+    return next(ranked, None)
 
 
-def sorted_rows(rows: Sequence[Row], sort_by: str | None = None) -> list[Row]:
+def sorted_rows(rows: Sequence[Row], sort_by: str | None = None, mode: str | None = None) -> list[Row]:
     """Sort by a column, best first, jobs without it last and all else in the order of the jobs.
 
     Args:
         rows: of `read_jobs` or `group_rows`.
         sort_by: a column; by default the metric that `default_metric` finds.
+        mode: "min" or "max", what is better of it; by default as its name says, and else more.
 
     Raises:
         ValueError: there is no such column.
@@ -131,7 +149,7 @@ def sorted_rows(rows: Sequence[Row], sort_by: str | None = None) -> list[Row]:
     column = sort_by or default_metric(rows)
     if column is None:
         return list(rows)
-    sign = 1 if is_lower_better(column) else -1
+    sign = 1 if is_lower_better(column, mode) else -1
 
     def key(row: Row) -> tuple[bool, float, str]:
         value = row.get(column)

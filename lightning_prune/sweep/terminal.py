@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune.core.directions import words_of
 from lightning_prune.report.fitting import Fitting
-from lightning_prune.sweep.rows import SIZES, Row, differing, numbers_in
+from lightning_prune.sweep.rows import PARTS, SIZES, Row, differing, numbers_in
 
 if TYPE_CHECKING:
     from lightning_prune.sweep.summary import Summary
 
-METRICS_SHOWN = ("sparsity", "val/", "test/")
+SHOWN = frozenset(("sparsity", *(word for part in PARTS for word in part)))
+"""First words of the columns of a table."""
 SIZES_SHOWN = 3
 
 
@@ -98,11 +100,21 @@ def short(text: str) -> str:
 def shown_columns(rows: Sequence[Row], sizes: Sequence[str] = ()) -> list[str]:
     """Return the columns that matter: the settings that differ, the metrics, the sizes, how a job ended."""
     numbers = numbers_in(rows)
-    metrics = [c for c in numbers if c.startswith(METRICS_SHOWN)]
+    metrics = [c for c in numbers if is_shown(c)]
     metrics = [c for c in metrics if not c.endswith("loss")] or metrics
     ends = [c for c in ("num_jobs", "status") if any(c in row for row in rows)]
     first = ["job"] if any("job" in row for row in rows) else []
     return [*first, *differing(rows), *metrics, *[s for s in SIZES if s in sizes][:SIZES_SHOWN], *ends]
+
+
+def is_shown(column: str) -> bool:
+    """Whether a column of numbers is a metric of validation or test data, or the sparsity.
+
+    Example:
+        >>> [is_shown(column) for column in ("val/acc", "test_mse", "sparsity", "train/loss", "dense/val/acc")]
+        [True, True, True, False, False]
+    """
+    return next(iter(words_of(column)), "") in SHOWN
 
 
 def heads(columns: Sequence[str]) -> list[str]:
@@ -114,7 +126,7 @@ def heads(columns: Sequence[str]) -> list[str]:
     """
     tails = [column.replace("/", ".").rpartition(".")[2] for column in columns]
     return [
-        tail if tails.count(tail) == 1 and not column.startswith(METRICS_SHOWN) else column
+        tail if tails.count(tail) == 1 and not is_shown(column) else column
         for tail, column in zip(tails, columns, strict=True)
     ]
 
@@ -122,7 +134,7 @@ def heads(columns: Sequence[str]) -> list[str]:
 def spare_columns(summary: Summary) -> list[str]:
     """Return the columns that a narrow terminal leaves out: what was reached of what was asked for, further metrics."""
     rows = summary.groups if summary.is_repeated else summary.rows
-    shown = [column for column in shown_columns(rows, summary.sizes) if column.startswith(METRICS_SHOWN)]
+    shown = [column for column in shown_columns(rows, summary.sizes) if is_shown(column)]
     asked = [c for c in shown if c == "sparsity" and any(s.endswith(".sparsity") for s in differing(rows))]
     others = [c for c in shown if c not in (summary.metric, "sparsity")]
     sizes = [c for c in summary.sizes[:SIZES_SHOWN] if c != summary.size]

@@ -211,9 +211,17 @@ def test_what_cannot_be_rolled_back_is_refused(callback, reason):
         fit(CollapseGuard(), *([callback] if callback else []))
 
 
+def test_less_of_a_loss_is_better_without_being_told():
+    assert CollapseGuard(monitor="val_loss", tolerance=0.01).mode == "min"
+    assert CollapseGuard(monitor="val/acc").mode == "max"
+    assert CollapseGuard(monitor="elegance", mode="max").mode == "max"
+    with pytest.raises(ValueError, match="`mode` is 'min' or 'max', what is better of 'elegance'"):
+        CollapseGuard(monitor="elegance")
+
+
 def test_an_unknown_metric_is_refused():
     with pytest.raises(ValueError, match=r"`monitor` is one of .*'val/acc'.*Did you mean val/acc"):
-        fit(CollapseGuard(monitor="val/ac"), pruning())
+        fit(CollapseGuard(monitor="val/accuracy"), pruning())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Laws of every scope, and each one against a sort or the paper's formula written out with numpy."""
 
+import json
 import math
 
 import numpy as np
@@ -23,6 +24,7 @@ from lightning_prune import (
     PerRow,
 )
 from lightning_prune.core.recipe import Recipe
+from lightning_prune.core.scopes.curves import allocate
 from lightning_prune.core.scopes.rankings import running_sums
 from lightning_prune.core.types import LazyScores, Prescribes
 from tests.members import members
@@ -152,6 +154,32 @@ def test_allocated_gives_up_a_weight_at_a_time_where_it_costs_least(sparsity):
         removed[min(removed, key=lambda name: price(name, removed[name]))] += 1
     masks = Allocated(curves)({name: torch.rand(size) for name, size in sizes.items()}, sparsity)
     assert {name: int((~mask).sum()) for name, mask in masks.items()} == removed
+
+
+def test_curves_of_accuracies_are_those_of_losses_upside_down(tmp_path):
+    losses = {"a": {0.0: 0.1, 0.5: 0.2, 0.9: 0.6}, "b": {0.0: 0.1, 0.5: 0.4, 0.9: 0.9}}
+    accuracies = {name: {s: 1 - v for s, v in curve.items()} for name, curve in losses.items()}
+    scores = {name: torch.rand(100, generator=torch.Generator().manual_seed(0)) for name in losses}
+    wanted = Allocated(losses)(scores, 0.6)
+    file = tmp_path / "sensitivity.json"
+    file.write_text(json.dumps({"is_lower_better": False, "curves": accuracies}))
+    for scope in (Allocated(accuracies, mode="max"), Allocated(str(file))):
+        found = scope(scores, 0.6)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    sizes = {"a": 100, "b": 100}
+    assert allocate(accuracies, sizes, 0.6, mode="max") == pytest.approx(allocate(losses, sizes, 0.6))
+
+
+def test_curves_that_are_the_wrong_way_round_are_warned_of():
+    accuracies = {"a": {0.0: 0.9, 0.5: 0.8}, "b": {0.0: 0.9, 0.5: 0.95}}
+    with pytest.warns(
+        UserWarning, match="the more of them is pruned, with mode='min'.*of accuracies more, mode='max'"
+    ):
+        Allocated(accuracies)
+    with pytest.warns(UserWarning, match="mode='min'"):
+        allocate(accuracies, {"a": 1, "b": 1}, 0.2)
+    with pytest.raises(ValueError, match="`mode` is one of"):
+        Allocated(accuracies, mode="best")
 
 
 def test_local_guard():

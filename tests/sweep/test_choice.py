@@ -45,6 +45,24 @@ def row(acc, params, sparsity=0.5, **more):
     return {"val/acc": acc, "params": params, "sparsity": sparsity, **more}
 
 
+def test_less_of_an_error_is_better_whatever_it_is_called():
+    """A name that does not tell is asked for, never guessed: the worst model was recommended so."""
+    rows = [{"val_mse": 0.011, "nonzeros": 9.0, "sparsity": 0.0}, {"val_mse": 0.01105, "nonzeros": 5.0}]
+    rows.append({"val_mse": 0.38, "nonzeros": 1.0})
+    assert recommend(rows, "val_mse").row["nonzeros"] == 5.0
+    unknown = [{"elegance": row["val_mse"], **row} for row in rows]
+    with pytest.raises(ValueError, match="`mode` is 'min' or 'max', what is better of 'elegance'"):
+        recommend(unknown, "elegance")
+    assert recommend(unknown, "elegance", mode="min").row["nonzeros"] == 5.0
+    assert recommend(unknown, "elegance", mode="max").row["nonzeros"] == 1.0
+
+
+def test_what_may_be_lost_of_a_negative_log_likelihood_makes_it_larger():
+    """It can lie below zero, where a hundredth more of it would be less."""
+    rows = [{"nll": -2.0, "params": 9.0, "sparsity": 0.0}, {"nll": -1.99, "params": 5.0}]
+    assert recommend([*rows, {"nll": -1.9, "params": 1.0}], "nll").row["params"] == 5.0
+
+
 def test_the_dense_model_is_the_baseline_and_not_the_choice():
     rows = [row(0.90, 100.0, 0.0), row(0.95, 80.0), row(0.895, 20.0), row(0.5, 1.0)]
     chosen = recommend(rows)

@@ -43,6 +43,33 @@ def test_rows_are_sorted_by_the_metric_and_jobs_without_it_come_last(folder):
     assert [row["pruning"] for row in sweep.report(folder, "pruning")] == ["erk", "lamp", "none", "rows"]
 
 
+METRIC_NAMES = [("val_acc", 2), ("valid/accuracy", 2), ("val_loss", 1), ("val/loss/dataloader_idx_0", 1)]
+
+
+@pytest.mark.parametrize(("name", "best"), METRIC_NAMES)
+def test_metrics_are_known_by_the_names_that_people_give_them(tmp_path, name, best, capsys):
+    for job, value in ((1, 0.5), (2, 0.9)):
+        write_job(tmp_path, job, [f"x={job}"], {name: value, "nonzeros": 10.0 * job, "train_acc": 1.0})
+    main([str(tmp_path)])
+    assert f"recommended: x={best} ({name}" in capsys.readouterr().out
+    assert (tmp_path / "sweep.html").is_file() and (tmp_path / "sweep.png").is_file()
+
+
+def test_where_no_metric_is_known_the_report_says_how_to_name_one(tmp_path, capsys):
+    for job, value in ((1, 0.5), (2, 0.9)):
+        write_job(tmp_path, job, [f"x={job}"], {"elegance": value, "nonzeros": 10.0 * job})
+    main([str(tmp_path)])
+    assert "Name one with `metric`, of ['elegance', 'nonzeros']" in capsys.readouterr().out
+    assert (tmp_path / "sweep.html").is_file()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--metric", "elegance"])
+    assert "`mode` is 'min' or 'max', what is better of 'elegance'" in capsys.readouterr().err
+    main([str(tmp_path), "--metric", "elegance", "--mode", "min"])
+    assert "recommended: x=1" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`mode`"):
+        sweep.SweepReport(metric="elegance")
+
+
 def test_the_csv_holds_every_job_and_every_column(folder):
     sweep.report(folder)
     with (folder / "sweep.csv").open() as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from lightning_prune.core.allocation import keep_each, num_kept
-from lightning_prune.core.checks import check_number, check_path, check_sparsity
+from lightning_prune.core.checks import check_choice, check_number, check_path, check_sparsity
+from lightning_prune.core.directions import MODES
 from lightning_prune.core.patterns import check_match, check_patterns, matches
 from lightning_prune.core.types import Name, shapes_of
 
@@ -28,6 +30,7 @@ def allocate(
     sparsity: float,
     *,
     largest: float = 0.99,
+    mode: str = "min",
 ) -> dict[Name, float]:
     """Return the sparsities by layer whose losses add up to the least, for a sparsity over all.
 
@@ -39,10 +42,11 @@ def allocate(
     When: sparsities by layer for one-shot pruning of a trained model, by `Fixed` or `sparsity={...}`.
 
     Args:
-        curves: name -> sparsity -> loss, lower is better, as `sensitivity` returns them; accuracies with a minus.
+        curves: name -> sparsity -> loss or, with `mode="max"`, accuracy, as `sensitivity` returns them.
         sizes: weights of each layer.
         sparsity: over all, in [0, 1).
         largest: in (0, 1]; points of the curves above it are left out, so that no layer passes it.
+        mode: "min" where less of the curves is better, as of losses, "max" where more is, as of accuracies.
 
     Returns:
         Name -> sparsity, as `sparsity=` takes it; weighted by size their mean is `sparsity`.
@@ -50,13 +54,17 @@ def allocate(
     Raises:
         ValueError: more sparsity than the curves reach.
 
+    Warns:
+        UserWarning: by `mode`, layers become better the more of them is pruned.
+
     Example:
         >>> curves = {"a": {0.0: 0.0, 0.5: 0.1, 0.9: 1.0}, "b": {0.0: 0.0, 0.5: 2.0, 0.9: 4.0}}
         >>> {name: round(s, 3) for name, s in allocate(curves, {"a": 100, "b": 100}, 0.25).items()}
         {'a': 0.5, 'b': 0.0}
     """
     check_sparsity("sparsity", sparsity)
-    within = {name: {s: v for s, v in curve.items() if s <= largest} for name, curve in curves.items()}
+    losses = as_losses(curves, mode)
+    within = {name: {s: v for s, v in curve.items() if s <= largest} for name, curve in losses.items()}
     total = sum(sizes.values())
     left, found = sparsity * total, dict.fromkeys(curves, 0.0)
     for name, start, end in _by_price(within, sizes):
@@ -65,6 +73,20 @@ def allocate(
         left -= spent * sizes[name]
     _check_reached(sparsity - left / total, sparsity)
     return found
+
+
+def as_losses(curves: Mapping[Name, Losses], mode: str) -> dict[Name, dict[float, float]]:
+    """Return curves of which less is better, and warn where pruning seems to make all layers together better."""
+    sign = -1.0 if check_choice("mode", mode, MODES) == "max" else 1.0
+    losses = {name: {s: sign * value for s, value in curve.items()} for name, curve in curves.items()}
+    gains = [curve[min(curve)] - curve[max(curve)] for curve in losses.values() if curve]
+    if sum(gains) > 0:
+        warnings.warn(
+            f"`curves` say that layers become better the more of them is pruned, with mode={mode!r}: of losses less is "
+            "better, mode='min', of accuracies more, mode='max'.",
+            stacklevel=3,
+        )
+    return losses
 
 
 @dataclass(frozen=True)
@@ -80,9 +102,13 @@ class Allocated:
         reach.
 
     Args:
-        curves: pattern (`core.patterns`) -> sparsity in [0, 1) -> loss, lower is better, with the dense model's at 0,
-            as `sensitivity` returns them for a loss; a parameter takes the first that matches. Or the path of a
-            `sensitivity.json`, whose metric says what is better.
+        curves: pattern (`core.patterns`) -> sparsity in [0, 1) -> loss or, with `mode="max"`, accuracy, with the dense
+            model's at 0, as `sensitivity` returns them; a parameter takes the first that matches. Or the path of a
+            `sensitivity.json`, which says itself what is better.
+        mode: "min" where less of the curves is better, "max" where more is; of curves that are given, not of a file.
+
+    Warns:
+        UserWarning: by `mode`, layers become better the more of them is pruned.
 
     Raises:
         ValueError: curves that are none, a file that is no `sensitivity.json`, or (in use) a parameter without a curve,
@@ -98,10 +124,13 @@ class Allocated:
 
     by_rows: ClassVar[bool] = True
     curves: Mapping[str, Losses] | str
+    mode: str = "min"
 
     def __post_init__(self) -> None:
-        curves = self.curves if isinstance(self.curves, Mapping) else read_losses(self.curves)
-        object.__setattr__(self, "curves", _checked(curves))
+        given = (self.curves, self.mode) if isinstance(self.curves, Mapping) else read_curves(self.curves)
+        object.__setattr__(self, "curves", _checked(given[0]))
+        object.__setattr__(self, "mode", given[1])
+        as_losses(self._known, self.mode)
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         self.check(scores, sparsity)
@@ -128,10 +157,16 @@ class Allocated:
         _check_reached((goal - left) / total if left else sparsity, sparsity)
         return found
 
+    @property
+    def _known(self) -> Mapping[str, Losses]:
+        return cast("Mapping[str, Losses]", self.curves)
+
     def _by_name(self, names: Mapping[Name, object]) -> dict[Name, Losses]:
-        curves = cast("Mapping[str, Losses]", self.curves)
-        for pattern in curves:
+        for pattern in self._known:
             check_match("curves", pattern, names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it was said when they were given
+            curves = as_losses(self._known, self.mode)
         found = {n: next((c for p, c in curves.items() if matches(p, n)), None) for n in names}
         for name, curve in found.items():
             if curve is None:
@@ -141,8 +176,8 @@ class Allocated:
         return {name: curve for name, curve in found.items() if curve is not None}
 
 
-def read_losses(path: str) -> dict[Name, dict[float, float]]:
-    """Return the curves of a `sensitivity.json` as losses.
+def read_curves(path: str) -> tuple[dict[Name, dict[float, float]], str]:
+    """Return the curves of a `sensitivity.json`, and "min" or "max", what is better of them.
 
     Raises:
         ValueError: the file is missing, or is none.
@@ -150,10 +185,8 @@ def read_losses(path: str) -> dict[Name, dict[float, float]]:
     check_path("curves", path)
     try:
         known = json.loads(Path(path).read_text(encoding="utf-8"))
-        sign = 1.0 if known["is_lower_better"] else -1.0
-        return {
-            name: {float(s): sign * float(v) for s, v in c.items()} for name, c in known["curves"].items()
-        }
+        mode = "min" if known["is_lower_better"] else "max"
+        return {name: {float(s): float(v) for s, v in c.items()} for name, c in known["curves"].items()}, mode
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"`curves` is a sensitivity.json, but got {path}: {error!r}.") from None
 
