@@ -76,12 +76,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"LeNet-5": LeNet5, "ResNet-8": R
 
 @dataclass(frozen=True)
 class Length:
-    """How many training images, epochs of dense training and of fine-tuning, and the learning rate of the latter."""
+    """How many training images, epochs of dense training and of fine-tuning, the learning rate of the latter, and
+    whether all ways have as much work as Torch-Pruning's steps come to."""
 
     images: int
     dense: int
     more: int
     lr: float = LR
+    is_work_equal: bool = False
 
 
 def train_(
@@ -285,6 +287,12 @@ def runs(
     dense = dense_network(name, seed, data, length.dense, cache)
     full = macs(dense, data[0][:2])
 
+    def goal(budget: float) -> float:
+        if not length.is_work_equal:
+            return budget
+        small = copy.deepcopy(dense)
+        return macs(torch_pruning(small, data, budget), data[0][:2]) / full
+
     def row(way: str, budget: float, model: nn.Module) -> dict[str, Any]:
         at = {"network": name, "way": way, "budget": budget, "seed": seed, "accuracy": accuracy(model, test)}
         params = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in dense.parameters())
@@ -295,14 +303,15 @@ def runs(
         start = time.process_time()
         if way == "scratch":
             small = copy.deepcopy(dense)
-            ours(small, data, budget, scope=Local(), **SALIENCY)
+            ours(small, data, goal(budget), scope=Local(), **SALIENCY)
             torch.manual_seed(seed + 100)
             for module in small.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
             train_(small, data, length.dense + length.more, seed + 1)
         else:
-            small = WAYS[way](dense, data, budget, length, seed)
+            share = budget if way.startswith("Torch-Pruning") else goal(budget)
+            small = WAYS[way](dense, data, share, length, seed)
         rows.append(row(way, budget, small) | {"cpu_seconds": round(time.process_time() - start, 1)})
     return rows
 
@@ -334,6 +343,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6000, help="training images, which each seed chooses")
     parser.add_argument("--epochs", type=int, nargs=2, default=[12, 2], help="of dense training, fine-tuning")
     parser.add_argument("--fine-lr", type=float, default=LR, help="learning rate of fine-tuning")
+    parser.add_argument(
+        "--equal-work", action="store_true", help="give all ways the work that Torch-Pruning's steps come to"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--ways", nargs="+", default=[*WAYS, "scratch"], choices=[*WAYS, "scratch"])
@@ -347,7 +359,7 @@ def main() -> None:
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     done = {(r["network"], r["way"], r["budget"], r["seed"]) for r in rows}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        length = Length(options.images, *options.epochs, options.fine_lr)
+        length = Length(options.images, *options.epochs, options.fine_lr, options.equal_work)
         args = options.root, length, options.ways, done, options.device, options.cache
         todo = [pool.submit(runs, n, seed, *args) for seed in options.seeds for n in options.networks]
         for future in as_completed(todo):
