@@ -223,10 +223,16 @@ class PostTrainingPruning(CalibratedPruning):
             The metrics after pruning.
 
         Raises:
-            ValueError: the recipe does not fit the model, calibration data is missing, or the model's `setup` builds
-                its network anew each time.
+            ValueError: what is no datamodule, a recipe that does not fit the model, calibration data that is missing,
+                or a model whose `setup` builds its network anew each time.
             UnpicklingError: the checkpoint holds more than tensors and plain data, which is not run.
         """
+        if datamodule is not None and not hasattr(datamodule, "train_dataloader"):
+            raise ValueError(
+                "`datamodule` gives training batches, to calibrate on, and validation batches, to measure with, but "
+                f"got a {type(datamodule).__name__}: give a LightningDataModule that has both loaders, or none where "
+                "the model has them itself."
+            )
         is_late = builds_late(model)
         if not is_late:  # or else the network is there once the trainer has called them
             self._check_fits(model)

@@ -54,7 +54,7 @@ def build_report(
     pruners = [callback.pruner for callback in callbacks if callback.pruner is not None]
     updates = sorted((u for callback in callbacks for u in _updates(callback)), key=lambda u: u.step)
     path, invocation = _checkpoint(callbacks, trainer), current()
-    metrics_before, metrics_after = _metrics(callbacks, evaluations)
+    metrics_before, metrics_after = _metrics(callbacks, evaluations, _target(pruners))
     return Report(
         kind=callbacks[0].kind if callbacks else "none",
         recipe=_recipe(callbacks),
@@ -159,15 +159,18 @@ def _checkpoint(callbacks: Sequence[Prunes], trainer: L.Trainer) -> str | None:
 
 
 def _metrics(
-    callbacks: Sequence[Prunes], evaluations: Sequence[Evaluation]
+    callbacks: Sequence[Prunes], evaluations: Sequence[Evaluation], target: float | None
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """Metrics of the dense and of the pruned model: measured on purpose, or the last ones seen in each state."""
+    """Metrics of the dense and of the pruned model: measured on purpose, or the last ones seen in each state.
+
+    Where nothing is to be pruned, the dense model is what the run was for.
+    """
     for callback in callbacks:
         if callback.metrics_after:
             return callback.metrics_before, callback.metrics_after
     if not evaluations:
         return {}, {}
-    if not callbacks:
+    if not callbacks or target == 0.0:
         return {}, evaluations[-1].metrics
     dense = [evaluation.metrics for evaluation in evaluations if evaluation.sparsity == 0.0]
     return (dense[-1] if dense else {}), (evaluations[-1].metrics if evaluations[-1].sparsity else {})

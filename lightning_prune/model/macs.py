@@ -41,6 +41,8 @@ NOT_COUNTED = (  # products of tensors without a formula; all other operators of
     "linalg_",
     "miopen_rnn",
 )
+ELEMENTWISE = ("linalg_vector_norm", "linalg_cross", "linalg_diagonal", "linalg_vecdot")
+"""What begins like those and is none: sums of squares and the like."""
 
 
 @dataclass
@@ -140,9 +142,8 @@ class _Watch(TorchDispatchMode):
         if getattr(func, "_overloadpacket", func) in self._counter.flop_registry:
             return
         is_foreign = "::" in name and not name.startswith(("prim", "c10d", "_c10d", "profiler"))
-        if name.startswith(NOT_COUNTED) or (
-            is_foreign and any(t.dim() >= 2 and self._names_of(t) for t in operands)
-        ):
+        is_product = name.startswith(NOT_COUNTED) and name not in ELEMENTWISE
+        if is_product or (is_foreign and any(t.dim() >= 2 and self._names_of(t) for t in operands)):
             self.found.unknown.add(name)
         elif is_foreign:
             self.found.foreign.add(name)

@@ -21,6 +21,7 @@ from lightning_prune.model.layouts import is_transformers_conv1d, output_dim
 Pattern: TypeAlias = str | type[nn.Module]
 
 DEFAULT_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, _ConvNd, nn.MultiheadAttention)
+FROZEN = "it is frozen"
 NORMS = (_NormBase, nn.LayerNorm, nn.RMSNorm)  # a LayerNorm over several dims has a scale of several dims
 
 
@@ -286,5 +287,5 @@ def reasons_left_out(
             kind = "a weight by `weight_norm`" if candidate.is_normed else ", ".join(kinds)
             reasons[name] = f"{kind} is pruned only where `include` names it"
         elif trained is not None and id(candidate.parameter) not in trained:
-            reasons[name] = "it is frozen"
+            reasons[name] = FROZEN
     return reasons

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_prune.core.patterns import matches
+from lightning_prune.core.patterns import listed, matches
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Name
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.joint_calls import not_called
-from lightning_prune.model.targets import Pattern, computed_layers
+from lightning_prune.model.targets import FROZEN, Pattern, computed_layers, reasons_left_out
+
+MANY = 0.1
+"""The share of all weights from which on those that are left out are named; embeddings are expected to be."""
+NUM_NAMED = 3
 
 
-def layers_left_out(module: nn.Module, recipe: Recipe, targets: Container[Name]) -> Iterator[str]:
+def layers_left_out(module: nn.Module, recipe: Recipe, targets: Mapping[Name, Tensor]) -> Iterator[str]:
     """Name layers that one would take for pruned, where nobody has asked for them or against them."""
-    if recipe.include is None:
-        for path in computed_layers(module, targets, recipe.exclude):
-            yield (
-                f"`{path}` is not pruned: its weight is computed from others, by weight_norm or a parametrization. "
-                "Remove that, or name what it is computed from in `include`."
-            )
+    if recipe.include is not None:
+        return
+    computed = computed_layers(module, targets, recipe.exclude)
+    for path in computed:
+        yield (
+            f"`{path}` is not pruned: its weight is computed from others, by weight_norm or a parametrization. "
+            "Remove that, or name what it is computed from in `include`."
+        )
+    yield from _shares_left_out(module, recipe, targets, computed)
+
+
+def _shares_left_out(
+    module: nn.Module, recipe: Recipe, targets: Mapping[Name, Tensor], computed: Sequence[str]
+) -> Iterator[str]:
+    """Say how little is pruned, where much is left out that the sparsity does not count."""
+    reasons = reasons_left_out(module, exclude=recipe.exclude, trained={id(t) for t in targets.values()})
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    total, left = sum(sizes[name] for name in {*targets, *reasons}), dict[tuple[str, str], int]()
+    for name, reason in reasons.items():
+        if not reason.startswith("`exclude`") and not any(name.startswith(f"{path}.") for path in computed):
+            path = name.partition(".")[0] if reason == FROZEN else name.rpartition(".")[0] or name
+            left[path, reason] = left.get((path, reason), 0) + sizes[name]
+    known = sum(size for (_, reason), size in left.items() if not reason.startswith("Embedding"))
+    if known <= MANY * total and sum(left.values()) <= total / 2:
+        return
+    first = sorted(left.items(), key=lambda entry: -entry[1])[:NUM_NAMED]
+    named = [f"`{path}` ({size / total:.0%}: {reason})" for (path, reason), size in first]
+    yield (
+        f"{sum(sizes[name] for name in targets) / total:.0%} of the weights are pruned, and sparsities are of those. "
+        f"Left out are {listed(named, num_shown=NUM_NAMED)}{' and more' if len(left) > len(first) else ''}."
+    )
 
 
 def modules_not_run(pruner: object) -> Iterator[str]:

@@ -19,6 +19,7 @@ from lightning_prune import (
 )
 from lightning_prune.callbacks import monitor as monitor_file
 from lightning_prune.report.data import Evaluation
+from lightning_prune.report.numbers import numbers_of
 from lightning_prune.report.storage import load
 from tests.callbacks.toy import Toy, data, trainer
 
@@ -100,6 +101,14 @@ def test_a_dense_run_is_reported_on_too(tmp_path):
     assert report.kind == "none" and report.layers == () and report.achieved_sparsity is None
     assert report.cost_after.nonzeros == sum(int(p.count_nonzero()) for p in module.parameters())
     assert report.metrics_after["val/acc"] == report.evaluations[-1].metrics["val/acc"]
+
+
+def test_a_run_that_is_to_prune_nothing_has_the_metrics_of_its_dense_model(tmp_path):
+    """The baseline of a sweep is its job with sparsity=0."""
+    run, _ = fit(tmp_path, TrainTimePruning(0.0))
+    report = load(tmp_path / "report.json")
+    assert report.metrics_after["val/acc"] == pytest.approx(float(run.callback_metrics["val/acc"]))
+    assert numbers_of(report)["val/acc"] == report.metrics_after["val/acc"]
 
 
 def test_one_monitor_whether_one_is_given_or_not(tmp_path):

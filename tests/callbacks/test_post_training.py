@@ -304,6 +304,11 @@ def test_bad_values_are_refused_when_the_callback_is_built(settings, message):
         pruning(**settings)
 
 
+def test_batches_alone_are_no_datamodule():
+    with pytest.raises(ValueError, match="`datamodule` gives training batches, .* but got a ResumableLoader"):
+        PostTrainingPruning(0.5).run(trainer(), Toy(), data())
+
+
 def test_without_validation_data_it_prunes_all_the_same(tmp_path):
     class Bare(Toy):
         validation_step = L.LightningModule.validation_step

@@ -195,6 +195,20 @@ def test_an_operator_without_a_formula_is_named_instead_of_counted_as_nothing():
     assert "no formula for _cdist_forward" in cost.unmeasured["macs"]
 
 
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_a_norm_of_vectors_is_no_product(dim):
+    class Towers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return (F.normalize(self.a(x), dim=dim) * F.normalize(self.b(x), dim=dim)).sum(-1)
+
+    cost = measure(model := Towers(), call_of(model, torch.randn(2, 8)), latency=False)
+    assert cost.macs == 2 * 2 * 8 * 4 and "macs" not in cost.unmeasured
+
+
 def test_an_operator_from_outside_of_torch_is_named():
     with torch.library._scoped_library("lightning_prune_test", "DEF") as library:
         library.define("double(Tensor x) -> Tensor")
