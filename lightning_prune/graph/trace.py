@@ -43,6 +43,8 @@ class Tracer:
         self._types: dict[int, Types] = {}
         self._alive: list[Tensor] = []
         self.path: list[str] = [""]
+        self.used: set[int] = set()
+        """Ids of what operations have read, silent ones too."""
         for tensor in named.values():
             self.enter(tensor, _types_of_state(tensor))
         self.record = Record({name: (tensor, self.types(tensor)) for name, tensor in named.items()})
@@ -62,6 +64,7 @@ class Tracer:
     def see(self, op: Op) -> None:
         """Apply the rule for an operation that has run, and write it down."""
         op.inputs = [(t, self.types(t)) for t in tree_leaves((op.args, op.kwargs)) if isinstance(t, Tensor)]
+        self.used.update(id(t) for t, _ in op.inputs)
         tensors = [t for t in tree_leaves(op.output) if isinstance(t, Tensor)]
         results = self._apply_rule(op, tensors)
         known = {id(t) for t, _ in op.inputs}
@@ -135,9 +138,8 @@ def _record(run: Run, *, fake: bool) -> Record:
         output = run.model(*args, **kwargs)
         for tensor in tensors_in(output):
             freeze_all(tracer.types(tensor), "output of the model")
-    used = {id(tensor) for op in tracer.record.ops for tensor, _ in op.inputs}
     for tensor, types in tracer.record.tensors.values():
-        if id(tensor) not in used:
+        if id(tensor) not in tracer.used:
             freeze_all(types, "no part of the traced call")
     return tracer.record
 

@@ -897,6 +897,22 @@ def test_training_mode_finds_the_same_groups() -> None:
     assert set(trace(model, (x,), training=True).groups) == set(trace(model, (x,)).groups)
 
 
+def test_a_table_of_positions_that_is_read_in_full_is_part_of_the_call() -> None:
+    """A slice of all there is does nothing, and is no operation."""
+
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.a = nn.Parameter(torch.randn(1, 6, 8)), nn.Linear(4, 8)
+            self.b = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x) + self.table[:, : x.shape[1]])
+
+    groups = [trace(Places(), (torch.randn(2, length, 4),)).groups for length in (5, 6)]
+    assert [{n: g.size for n, g in found.items()} for found in groups] == [{"table": 8}] * 2
+
+
 def test_names_are_those_of_the_root() -> None:
     model, x = build("residual")
     root = nn.ModuleDict({"net": model, "other": nn.Linear(2, 2)})
