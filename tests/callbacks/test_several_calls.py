@@ -188,6 +188,57 @@ def test_what_is_asked_without_gradients_too_is_pruned():
     assert module.encoder[0].out_features < 24 and module.decoder[0].out_features < 20
 
 
+class Features(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x, gives_features=False):
+        h = self.first(x).relu()
+        return h if gives_features else self.last(self.second(h).relu())
+
+
+class KeepsFeatures(Toy):
+    """Its step reads features without gradients, for a bank of their width."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Features()
+        self.register_buffer("bank", torch.zeros(16))
+        del self.body, self.head
+
+    def forward(self, x):
+        return self.network(x)
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self.bank += self.network(batch[0], gives_features=True).mean(0)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("shrink_at", ["end", "update"])
+def test_what_a_trained_module_gives_without_gradients_stays_whole(shrink_at):
+    callback = TrainTimePruning(0.5, shrink=shrink_at, **CHANNELS)
+    trainer(callback).fit(module := KeepsFeatures(), data(), data())
+    assert module.network.first.out_features == 16 > module.network.second.out_features
+
+
+class AsksInSteps(TwoInputs):
+    """Asks itself for images of many sizes of a batch before it reads the text."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            for num in range(1, 7):
+                self(image=batch[0][:num])
+        return self(text=batch[1]).square().mean() + self(image=batch[0]).square().mean()
+
+
+def test_many_calls_without_gradients_hide_none_with_them():
+    callback = TrainTimePruning(0.5, **CHANNELS)
+    trainer(callback).fit(module := AsksInSteps(), pairs(), pairs())
+    assert module.image.out_features == module.text.embedding_dim == module.trunk[1].in_features < 16
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
