@@ -108,7 +108,7 @@ def capture_call(model: nn.Module) -> Iterator[CallCatcher]:
         if torch.compiler.is_compiling():
             return
         ran.add(module)
-        if is_redirected(module) or (size := _size(module)) <= best:
+        if is_redirected(module) or not can_be_repeated() or (size := _size(module)) <= best:
             return
         best = size
         catcher.call = replace(as_called(module, args, kwargs), ran=ran)
@@ -221,6 +221,16 @@ def as_called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Return a call that is being made, with copies of its tensors."""
     args, kwargs = map_tensors(lambda t: t.detach().clone(), (args, dict(kwargs)))
     return Call(module, args, kwargs, _autocast(module))
+
+
+def can_be_repeated() -> bool:
+    """Whether a call that is being made can be made once more with what it is given.
+
+    It cannot be under `torch.func`, whose tensors are no more once their transform is over; and what runs in a backward
+    pass, as the blocks of `torch.utils.checkpoint` do, is already a repetition.
+    """
+    is_backward = torch._C._current_graph_task_id() != -1
+    return not is_backward and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def num_trained(module: nn.Module) -> int:

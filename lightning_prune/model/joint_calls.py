@@ -15,6 +15,7 @@ from lightning_prune.model.calls import (
     Call,
     CallCatcher,
     as_called,
+    can_be_repeated,
     capture_call,
     hookable,
     is_redirected,
@@ -153,7 +154,7 @@ def capture_step(model: nn.Module) -> Iterator[StepCalls]:
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or is_redirected(module):
             return
-        if not running and num_trained(module):
+        if not running and num_trained(module) and can_be_repeated():
             caught.note(module, args, kwargs)
         running.append(module)
 

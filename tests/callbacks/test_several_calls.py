@@ -6,7 +6,9 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -237,6 +239,55 @@ def test_many_calls_without_gradients_hide_none_with_them():
     callback = TrainTimePruning(0.5, **CHANNELS)
     trainer(callback).fit(module := AsksInSteps(), pairs(), pairs())
     assert module.image.out_features == module.text.embedding_dim == module.trunk[1].in_features < 16
+
+
+class Checkpointed(Toy):
+    """Its body is run once more in the backward pass."""
+
+    def __init__(self, reentrant=None):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        if self.reentrant is None:
+            return super().forward(x)
+        return self.head(checkpoint(self.body, x.requires_grad_(), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_reports_do_not_count_what_the_backward_pass_repeats(reentrant, tmp_path):
+    def costs(module):
+        monitor = SparsityMonitor(latency=False, show=False)
+        callback = TrainTimePruning(0.5, granularity=Channel(multiple_of=1))
+        fit = trainer(callback, monitor, default_root_dir=tmp_path, num_sanity_val_steps=0)
+        fit.fit(module, data(), data())
+        return monitor.report.cost_before.macs, monitor.report.cost_after.macs
+
+    assert costs(Checkpointed(reentrant)) == costs(Checkpointed())
+
+
+class PerSample(Toy):
+    """Calls its body once more for each example on its own, under vmap, and if asked so only then."""
+
+    def __init__(self, is_all=False):
+        super().__init__()
+        self.network, self.is_all = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), is_all
+        del self.body, self.head
+
+    def forward(self, x):
+        weights = dict(self.network.named_parameters())
+        each = torch.vmap(lambda row: functional_call(self.network, weights, (row[None],))[0])(x)
+        return each if self.is_all else each + self.network(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(PerSample.forward(self, batch[0]), batch[1])
+
+
+def test_what_runs_under_vmap_is_not_followed():
+    trainer(TrainTimePruning(0.5, **CHANNELS)).fit(module := PerSample(), data(), data())
+    assert module.network[0].out_features == module.network[2].in_features == 8
+    with pytest.raises(ValueError, match="What runs under torch.func, as with vmap, is not followed"):
+        trainer(TrainTimePruning(0.5, **CHANNELS)).fit(PerSample(is_all=True), data(), data())
 
 
 class Branches(nn.Module):
