@@ -220,7 +220,7 @@ def hookable(model: nn.Module) -> list[nn.Module]:
 def as_called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
     """Return a call that is being made, with copies of its tensors."""
     args, kwargs = map_tensors(lambda t: t.detach().clone(), (args, dict(kwargs)))
-    return Call(module, args, kwargs, _autocast(module))
+    return Call(module, args, kwargs, autocast_of(module))
 
 
 def can_be_repeated() -> bool:
@@ -238,7 +238,8 @@ def num_trained(module: nn.Module) -> int:
     return _size(module)[0]
 
 
-def _autocast(module: nn.Module) -> tuple[str, torch.dtype] | None:
+def autocast_of(module: nn.Module) -> tuple[str, torch.dtype] | None:
+    """Return device type and dtype of the autocast region that a module is called in, or None."""
     kind = next((p.device.type for p in module.parameters()), "cpu")
     return (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_prune import (
     Budget,
     Channel,
+    InitialPruning,
+    Magnitude,
     PostTrainingPruning,
     SparsityMonitor,
     TrainTimePruning,
@@ -264,6 +266,52 @@ def test_reports_do_not_count_what_the_backward_pass_repeats(reentrant, tmp_path
         return monitor.report.cost_before.macs, monitor.report.cost_after.macs
 
     assert costs(Checkpointed(reentrant)) == costs(Checkpointed())
+
+
+class Whole(AutoEncoder):
+    """Is called as a whole in validation, where its training step calls two modules, by hand if asked so."""
+
+    def __init__(self, is_manual=False):
+        super().__init__()
+        self.automatic_optimization = not is_manual
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.automatic_optimization:
+            return loss
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return None
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", F.mse_loss(self(batch[0]), batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_sanity_val_steps", "is_manual"),
+    [("update", 0, False), ("update", 2, False), ("post", 0, True), ("post", 2, False), ("initial", 0, True)],
+)
+def test_reports_compare_the_same_call_before_and_after(kind, num_sanity_val_steps, is_manual, tmp_path):
+    callback = {
+        "update": lambda: TrainTimePruning(0.5, shrink="update", granularity=CHANNELS["granularity"]),
+        "post": lambda: PostTrainingPruning(0.5, granularity=CHANNELS["granularity"]),
+        "initial": lambda: InitialPruning(
+            0.5, criterion=Magnitude(), shrink="end", granularity=CHANNELS["granularity"]
+        ),
+    }[kind]()
+    sizes = {"default_root_dir": tmp_path, "num_sanity_val_steps": num_sanity_val_steps}
+    trainer(callback, monitor := SparsityMonitor(show=False), **sizes).fit(
+        module := Whole(is_manual), images(), images()
+    )
+    before, after = monitor.report.cost_before, monitor.report.cost_after
+    assert before.macs == 8 * sum(w.numel() for w in AutoEncoder().parameters() if w.dim() > 1)
+    assert after.macs == 8 * sum(w.numel() for w in module.parameters() if w.dim() > 1) < before.macs
+    assert before.latency and after.latency and not before.unmeasured
 
 
 class PerSample(Toy):
