@@ -314,6 +314,51 @@ def test_reports_compare_the_same_call_before_and_after(kind, num_sanity_val_ste
     assert before.latency and after.latency and not before.unmeasured
 
 
+class Phases(AutoEncoder):
+    """Asks a second decoder, too: in its first epochs, or in its last ones."""
+
+    def __init__(self, is_first=True):
+        super().__init__()
+        self.second = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 32))
+        self.is_first = is_first
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if (self.global_step < 9) == self.is_first and (self.current_epoch < 2) == self.is_first:
+            loss = loss + F.mse_loss(self.second(self.encoder(batch[0])), batch[0])
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", super().training_step(batch, batch_idx))
+
+
+class SavesAfter(L.Callback):
+    """Saves a checkpoint at the end of an epoch."""
+
+    def __init__(self, path, epoch=1):
+        self.path, self.epoch = path, epoch
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("target", [{"sparsity": 0.5, "shrink": "update"}, {"budget": Budget(macs=0.5)}])
+@pytest.mark.filterwarnings("ignore:`second` is trained, but no part of the call")
+def test_a_resumed_run_follows_the_calls_that_the_first_one_saw(target, is_first, tmp_path):
+    def fitted(path=None):
+        saving = [SavesAfter(tmp_path / "half.ckpt")] if path is None else []
+        fit = trainer(TrainTimePruning(**target, **CHANNELS), *saving)
+        fit.fit(module := Phases(is_first), images(), images(), ckpt_path=path)
+        assert (fit.current_epoch, fit.global_step) == (4, 24)
+        return module.state_dict()
+
+    straight, resumed = fitted(), fitted(tmp_path / "half.ckpt")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
+    assert (len(straight["second.0.bias"]) < 16) == is_first
+
+
 class PerSample(Toy):
     """Calls its body once more for each example on its own, under vmap, and if asked so only then."""
 
