@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,12 +35,12 @@ class Calls(nn.Module):
         modules: what is called; some may be the same.
 
     Shape:
-        (args, kwargs) of each call -> the outputs of each.
+        (args, kwargs, autocast) of each call -> the outputs of each; autocast as in `Call`.
 
     Example:
         >>> layer = nn.Linear(2, 3)
         >>> both = Calls([layer, layer])
-        >>> [tuple(y.shape) for y in both(((torch.zeros(5, 2),), {}), ((torch.zeros(7, 2),), {}))]
+        >>> [tuple(y.shape) for y in both(((torch.zeros(5, 2),), {}, None), ((torch.zeros(7, 2),), {}, None))]
         [(5, 3), (7, 3)]
     """
 
@@ -55,10 +55,15 @@ class Calls(nn.Module):
         """What is called, as often as it is."""
         return [self.called[place] for place in self.order]
 
-    def forward(self, *calls: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[Any, ...]:
+    def forward(
+        self, *calls: tuple[tuple[Any, ...], Mapping[str, Any], tuple[str, torch.dtype] | None]
+    ) -> tuple[Any, ...]:
         """Make all calls."""
-        found = zip(self.modules_in_order, calls, strict=True)
-        return tuple(module(*args, **kwargs) for module, (args, kwargs) in found)
+        outputs = []
+        for module, (args, kwargs, autocast) in zip(self.modules_in_order, calls, strict=True):
+            with torch.autocast(*autocast) if autocast else nullcontext():
+                outputs.append(module(*args, **kwargs))
+        return tuple(outputs)
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:
@@ -105,8 +110,10 @@ class StepCalls:
             return largest
         if len(found) == 1:
             return replace(found[0], ran=largest.ran)
-        args = tuple((call.args, dict(call.kwargs)) for call in found)
-        return Call(Calls([call.module for call in found]), args, {}, found[0].autocast, largest.ran)
+        first = found[0].autocast
+        shared = first if all(call.autocast == first for call in found) else None
+        args = tuple((c.args, dict(c.kwargs), None if shared else c.autocast) for c in found)
+        return Call(Calls([call.module for call in found]), args, {}, shared, largest.ran)
 
     @property
     def _that_count(self) -> list[Call]:

@@ -314,6 +314,25 @@ def test_reports_compare_the_same_call_before_and_after(kind, num_sanity_val_ste
     assert before.latency and after.latency and not before.unmeasured
 
 
+class MixedPrecision(AutoEncoder):
+    """Computes its decoder alone in bfloat16, which is called in two pieces."""
+
+    def training_step(self, batch, batch_idx):
+        code = self.encoder(batch[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.mse_loss(self.decoder[1:](self.decoder[0](code)).float(), batch[0])
+
+
+def test_each_call_is_measured_in_the_precision_that_it_had(tmp_path):
+    callback = TrainTimePruning(0.5, granularity=CHANNELS["granularity"])
+    fit = trainer(callback, monitor := SparsityMonitor(show=False), default_root_dir=tmp_path)
+    fit.fit(module := MixedPrecision(), images(), images())
+    before, after = monitor.report.cost_before, monitor.report.cost_after
+    assert before.macs == 8 * sum(w.numel() for w in AutoEncoder().parameters() if w.dim() > 1)
+    assert after.macs == 8 * sum(w.numel() for w in module.parameters() if w.dim() > 1) < before.macs
+    assert before.latency and after.latency and not before.unmeasured and not after.unmeasured
+
+
 class Phases(AutoEncoder):
     """Asks a second decoder, too: in its first epochs, or in its last ones."""
 
