@@ -153,6 +153,8 @@ class PruningCallback(L.Callback):
         """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
         is_depth = isinstance(self.recipe.granularity, Layer)
         call = example_call(trainer, module, batches, is_one=is_depth)
+        for monitor in () if is_depth else self._monitors(trainer):
+            monitor.note_call(trainer, module, call)
         pruner = pruner_of(module, self.recipe, call, trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):
             pruner.agree = pruner.copies.agree = trainer.strategy.broadcast
@@ -187,11 +189,14 @@ class PruningCallback(L.Callback):
         self._warn(*(() if plan.is_empty else self.pruner.copies.notes))
 
     def _keep_dense(self, trainer: L.Trainer, called: nn.Module) -> None:
-        """Keep a copy of what is called before it becomes smaller, on the CPU, where a report compares latencies."""
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if self.dense is None and any(isinstance(cb, SparsityMonitor) and cb.latency for cb in callbacks):
+        """Keep a copy of what is called before it becomes smaller, on the CPU, where a report compares latencies.
+
+        Where the report has seen another call, as one of validation, that is the one it compares.
+        """
+        comparing = [monitor for monitor in self._monitors(trainer) if monitor.latency]
+        if self.dense is None and comparing:
             try:
-                self.dense = copied(called).cpu()
+                self.dense = copied(comparing[0].called or called).cpu()
             except Exception as error:  # whatever a user's module does when it is copied
                 self._warn(
                     f"The report compares no latency with the dense model, which cannot be copied: {error!r:.200}."
@@ -276,9 +281,12 @@ class PruningCallback(L.Callback):
         check_agreement(self.pruner.masks, facts, place)
 
     def _finish_report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for monitor in (callback for callback in callbacks if isinstance(callback, SparsityMonitor)):
+        for monitor in self._monitors(trainer):
             monitor.finish(trainer, pl_module)
+
+    @staticmethod
+    def _monitors(trainer: L.Trainer) -> list[SparsityMonitor]:
+        return [cb for cb in trainer.callbacks if isinstance(cb, SparsityMonitor)]  # type: ignore[attr-defined]
 
     def _warn(self, *messages: str) -> None:
         for message in messages:

@@ -16,6 +16,7 @@ from torch import nn
 from lightning_prune.callbacks.reporting import Prunes, build_report, with_kernels, with_macs_of
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.core.checks import check_path
+from lightning_prune.model.calls import autocast_of
 from lightning_prune.model.cost import Call, compare_with_dense, measure
 from lightning_prune.model.joint_calls import StepCalls, capture_step, parts_of
 from lightning_prune.model.shards import has_shards
@@ -69,18 +70,33 @@ class SparsityMonitor(L.Callback):
 
     def _start_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Watch the first batch, to have a call of the model that can be replayed; one of sharded weights cannot be."""
-        if self._catcher is None and not has_shards(pl_module):
+        if self._catcher is None and self._call is None and not has_shards(pl_module):
             self._catcher = self._capturing.enter_context(capture_step(pl_module))
 
     def _end_capture(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._call is None and self._catcher is not None:
             self._capturing.close()
-            self._call = self._catcher.call
-            seen = measure(pl_module, self._call, latency=False)
-            self._cost_before = with_macs_of(self._cost_before, seen) if self._cost_before else seen
+            self._take(pl_module, self._catcher.call)
 
     on_train_batch_start = on_validation_batch_start = _start_capture  # type: ignore[assignment]
     on_train_batch_end = on_validation_batch_end = _end_capture  # type: ignore[assignment]
+
+    @property
+    def called(self) -> nn.Module | None:
+        """What is called where costs are measured; None where no call was seen yet."""
+        return None if self._call is None else self._call.module
+
+    def note_call(self, trainer: L.Trainer, pl_module: L.LightningModule, call: Call) -> None:
+        """Take the call that a pruner follows, where none was seen yet, before anything becomes smaller."""
+        if self._catcher is None and self._call is None and not has_shards(pl_module):
+            with trainer.precision_plugin.forward_context():
+                autocast = call.autocast or autocast_of(pl_module)
+            self._take(pl_module, replace(call, autocast=autocast))
+
+    def _take(self, pl_module: L.LightningModule, call: Call | None) -> None:
+        """Measure costs by a call from now on."""
+        self._call, seen = call, measure(pl_module, call, latency=False)
+        self._cost_before = with_macs_of(self._cost_before, seen) if self._cost_before else seen
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the metrics, and the sparsity that they were reached at."""

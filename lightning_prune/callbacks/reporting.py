@@ -95,8 +95,11 @@ def with_macs_of(before: Cost, seen: Cost) -> Cost:
 
     Those are the same for both, zeros included; what is effective follows from the densities of the dense weights.
     """
-    if before.macs is not None or seen.macs is None:
+    if before.macs is not None:
         return before
+    if seen.macs is None:
+        told = {name: why for name, why in seen.unmeasured.items() if name in ("macs", "effective_macs")}
+        return replace(before, unmeasured={**before.unmeasured, **told})
     macs = {layer.name: layer.macs for layer in seen.layers}
     layers = tuple(replace(layer, macs=macs.get(layer.name)) for layer in before.layers)
     idle = sum((w.macs or 0) * (1 - (w.nonzeros or 0) / w.params) for w in layers if w.params)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,29 @@ def steps_done(trainer: L.Trainer) -> int:
     if trainer.lightning_module.automatic_optimization:
         return trainer.global_step
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+@contextmanager
+def placed(trainer: L.Trainer, place: tuple[int, int] | None) -> Iterator[tuple[int, int]]:
+    """Let a trainer tell a module another place in the run, where its steps may do something else, and put it back.
+
+    Args:
+        trainer: whose run it is.
+        place: the epoch and the global step; None leaves them as they are.
+
+    Yields:
+        The place.
+    """
+    epochs, loop = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop
+    steps = loop.automatic_optimization.optim_progress.optimizer.step.total
+    if not trainer.lightning_module.automatic_optimization:
+        steps = loop.manual_optimization.optim_step_progress.total
+    before = epochs.completed, steps.completed
+    try:
+        epochs.completed, steps.completed = place or before
+        yield place or before
+    finally:
+        epochs.completed, steps.completed = before
 
 
 def lag_of(window: Window, end: int, num_done: int, trainer: L.Trainer) -> str | None:

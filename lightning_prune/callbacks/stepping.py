@@ -9,6 +9,8 @@ import lightning as L
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.base import PruningCallback
+from lightning_prune.callbacks.run_length import placed
+from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
@@ -37,6 +39,8 @@ class Stepping(PruningCallback):
         """All of the trainer's, when hooks were set; none where they have to be set anew."""
         self._num_groups: list[int] = []
         """How many groups of parameters each of them had."""
+        self._seen_at: tuple[int, int] | None = None
+        """The epoch and the global step of the call that shows what is coupled."""
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Act after a step of one of the optimizers; torch's arguments of a hook."""
@@ -51,6 +55,25 @@ class Stepping(PruningCallback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Leave no hook behind."""
         self.teardown(trainer, pl_module, "fit")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the callback holds, and where in the run it has seen what is coupled."""
+        state = super().state_dict()
+        return state if self.pruner is None or self._seen_at is None else {**state, "seen_at": self._seen_at}
+
+    def _take_state(self, pl_module: L.LightningModule) -> dict[str, Any] | None:
+        """Return the state to go on from, and take from it where a call showed what is coupled."""
+        state, self._seen_at = super()._take_state(pl_module), None
+        if state is not None and "seen_at" in state:
+            with restoring(self):
+                epoch, step = state["seen_at"]
+                self._seen_at = int(epoch), int(step)
+        return state
+
+    def _coupled(self, trainer: L.Trainer, *args: Any) -> AnyPruner:
+        """Return the pruner of coupled groups, as a step shows them at the place in the run where it first did."""
+        with placed(trainer, self._seen_at) as self._seen_at:
+            return super()._coupled(trainer, *args)
 
     def _hook_on(self, trainer: L.Trainer) -> None:
         """Let masks hold after the steps of all optimizers that step pruned weights."""

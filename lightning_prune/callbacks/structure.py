@@ -132,7 +132,8 @@ def example_call(
     if call is None:
         raise ValueError(
             f"`granularity` of coupled groups follows a call of the model, but a step of {type(module).__name__} "
-            f"called no module that has parameters, for none of {len(tried)} batches."
+            f"called no module that has parameters, for none of {len(tried)} batches. What runs under torch.func, as "
+            "with vmap, is not followed."
         )
     if trainer.world_size == 1:
         return call

@@ -114,7 +114,7 @@ def capture_call(model: nn.Module) -> Iterator[CallCatcher]:
         if torch.compiler.is_compiling():
             return
         ran.add(module)
-        if is_redirected(module) or (size := _size(module)) <= best:
+        if is_redirected(module) or not can_be_repeated() or (size := _size(module)) <= best:
             return
         best = size
         catcher.call = replace(as_called(module, args, kwargs), ran=ran)
@@ -226,7 +226,17 @@ def hookable(model: nn.Module) -> list[nn.Module]:
 def as_called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
     """Return a call that is being made, with copies of its tensors."""
     args, kwargs = map_tensors(lambda t: t.detach().clone(), (args, dict(kwargs)))
-    return Call(module, args, kwargs, _autocast(module))
+    return Call(module, args, kwargs, autocast_of(module))
+
+
+def can_be_repeated() -> bool:
+    """Whether a call that is being made can be made once more with what it is given.
+
+    It cannot be under `torch.func`, whose tensors are no more once their transform is over; and what runs in a backward
+    pass, as the blocks of `torch.utils.checkpoint` do, is already a repetition.
+    """
+    is_backward = torch._C._current_graph_task_id() != -1
+    return not is_backward and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def num_trained(module: nn.Module) -> int:
@@ -234,7 +244,8 @@ def num_trained(module: nn.Module) -> int:
     return _size(module)[0]
 
 
-def _autocast(module: nn.Module) -> tuple[str, torch.dtype] | None:
+def autocast_of(module: nn.Module) -> tuple[str, torch.dtype] | None:
+    """Return device type and dtype of the autocast region that a module is called in, or None."""
     kind = next((p.device.type for p in module.parameters()), "cpu")
     return (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 

@@ -84,7 +84,7 @@ class GroupChoice:
 
     def _check_not_empty(self) -> None:
         if not self.contest.sizes:
-            raise ValueError(nothing_found(self.model, self.contest))
+            raise ValueError(nothing_found(self.model, self.contest, self.frozen))
 
     def check_latency(self) -> None:
         """Refuse a latency that not even the smallest model has, before it is trained for; it takes some seconds.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lightning_prune.model.calls import (
     Call,
     CallCatcher,
     as_called,
+    can_be_repeated,
     capture_call,
     hookable,
     is_redirected,
@@ -34,12 +35,12 @@ class Calls(nn.Module):
         modules: what is called; some may be the same.
 
     Shape:
-        (args, kwargs) of each call -> the outputs of each.
+        (args, kwargs, autocast) of each call -> the outputs of each; autocast as in `Call`.
 
     Example:
         >>> layer = nn.Linear(2, 3)
         >>> both = Calls([layer, layer])
-        >>> [tuple(y.shape) for y in both(((torch.zeros(5, 2),), {}), ((torch.zeros(7, 2),), {}))]
+        >>> [tuple(y.shape) for y in both(((torch.zeros(5, 2),), {}, None), ((torch.zeros(7, 2),), {}, None))]
         [(5, 3), (7, 3)]
     """
 
@@ -54,10 +55,15 @@ class Calls(nn.Module):
         """What is called, as often as it is."""
         return [self.called[place] for place in self.order]
 
-    def forward(self, *calls: tuple[tuple[Any, ...], Mapping[str, Any]]) -> tuple[Any, ...]:
+    def forward(
+        self, *calls: tuple[tuple[Any, ...], Mapping[str, Any], tuple[str, torch.dtype] | None]
+    ) -> tuple[Any, ...]:
         """Make all calls."""
-        found = zip(self.modules_in_order, calls, strict=True)
-        return tuple(module(*args, **kwargs) for module, (args, kwargs) in found)
+        outputs = []
+        for module, (args, kwargs, autocast) in zip(self.modules_in_order, calls, strict=True):
+            with torch.autocast(*autocast) if autocast else nullcontext():
+                outputs.append(module(*args, **kwargs))
+        return tuple(outputs)
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:
@@ -78,11 +84,14 @@ class StepCalls:
     """
 
     def __init__(self, largest: CallCatcher) -> None:
-        self._largest, self._found = largest, list[tuple[Call, bool]]()
+        self._largest, self._found = largest, list[_Seen]()
 
-    def note(self, call: Call) -> None:
-        """Note a call, and whether it is one that gradients are asked of."""
-        self._found.append((call, torch.is_grad_enabled()))
+    def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note a call that is being made, and whether gradients are asked of it, if none like it was."""
+        shape, has_gradients = _shape_of((args, kwargs)), torch.is_grad_enabled()
+        alike = [s for s in self._found if s.call.module is module and s.has_gradients == has_gradients]
+        if len(alike) < MAX_ALIKE and all(known.shape != shape for known in alike):
+            self._found.append(_Seen(as_called(module, args, kwargs), shape, has_gradients))
 
     @property
     def largest(self) -> Call | None:
@@ -93,15 +102,44 @@ class StepCalls:
     def call(self) -> Call | None:
         """All calls as one; of a model that is frozen, the largest; None where the step makes none.
 
-        Without gradients are those of a teacher, which is no part of what is trained, but where all are so.
+        Without gradients are those of a teacher, which is no part of what is trained, but where all are so; and those
+        that take another way through what is trained, as where features are kept in a bank.
         """
-        found = [call for call, has_gradients in self._found if has_gradients] or [c for c, _ in self._found]
+        found = self._that_count
         if (largest := self.largest) is None or not found:
             return largest
         if len(found) == 1:
             return replace(found[0], ran=largest.ran)
-        args = tuple((call.args, dict(call.kwargs)) for call in found)
-        return Call(Calls([call.module for call in found]), args, {}, found[0].autocast, largest.ran)
+        first = found[0].autocast
+        shared = first if all(call.autocast == first for call in found) else None
+        args = tuple((c.args, dict(c.kwargs), None if shared else c.autocast) for c in found)
+        return Call(Calls([call.module for call in found]), args, {}, shared, largest.ran)
+
+    @property
+    def _that_count(self) -> list[Call]:
+        trained = [seen for seen in self._found if seen.has_gradients]
+        shapes = [(seen.call.module, seen.shape) for seen in trained]
+        ids = {id(p) for seen in trained for p in seen.call.module.parameters() if p.requires_grad}
+        return [
+            seen.call
+            for seen in self._found
+            if seen.has_gradients
+            or not trained
+            or (_has_any(seen.call.module, ids) and (seen.call.module, seen.shape) not in shapes)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A call that was seen, what tells it from others of the module, and whether gradients were asked of it."""
+
+    call: Call
+    shape: Any
+    has_gradients: bool
+
+
+def _has_any(module: nn.Module, ids: Container[int]) -> bool:
+    return any(id(p) in ids for p in module.parameters())
 
 
 @contextmanager
@@ -118,17 +156,13 @@ def capture_step(model: nn.Module) -> Iterator[StepCalls]:
         >>> [type(part).__name__ for part in parts_of(caught.call.module)]
         ['Linear', 'Linear']
     """
-    running, seen = list[nn.Module](), list[Any]()
+    running = list[nn.Module]()
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling() or is_redirected(module):
             return
-        if not running and num_trained(module):
-            shape = (module, torch.is_grad_enabled(), _shape_of((args, kwargs)))
-            alike = [known for known in seen if known[0] is module]
-            if shape not in seen and len(alike) < MAX_ALIKE:
-                seen.append(shape)
-                caught.note(as_called(module, args, kwargs))
+        if not running and num_trained(module) and can_be_repeated():
+            caught.note(module, args, kwargs)
         running.append(module)
 
     def leave(module: nn.Module, *_: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -15,15 +15,21 @@ NEVER = {"kernel of a convolution", "vocabulary of an embedding"}  # no granular
 USUAL = {"output of the model", "input of the model or a constant"}  # every model has them: they come last
 
 
-def nothing_found(model: nn.Module, contest: Contest) -> str:
-    """Say that a granularity finds no group, and why: of the weights that are pruned, and of what `exclude` keeps."""
+def nothing_found(model: nn.Module, contest: Contest, dropped: Mapping[str, str]) -> str:
+    """Say that a granularity finds no group, and why: of the weights that are pruned, and of what `exclude` keeps.
+
+    Args:
+        model: the whole model.
+        contest: that nobody takes part in.
+        dropped: the groups that could not follow, and why.
+    """
     granularity, couplings = contest.granularity, contest.couplings
     found = f"`granularity` {granularity} finds nothing to prune in {type(model).__name__}."
     if isinstance(granularity, Head) and not _may_attend(op.name for op in couplings.record.ops):
         return f"{found} No attention runs in it, so it has no heads: Channel() prunes channels."
     spared = computed_layers(model, contest.scored, contest.recipe.exclude) if _is_open(contest) else []
     said = f" {said_of_computed(spared)}" if spared else ""
-    if reasons := _kept(contest) | _frozen(contest):
+    if reasons := {**dropped, **_kept(contest), **_frozen(contest)}:
         return f"{found} Frozen are {listed_reasons(reasons)}.{said}"
     others = {name: group.role for name, group in couplings.groups.items()}
     return f"{found} It has {listed_reasons(others) if others else 'no coupled groups'}.{said}"

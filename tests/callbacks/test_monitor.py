@@ -222,3 +222,17 @@ def test_latencies_are_measured_where_the_model_was_trained(tmp_path, monkeypatc
     before = module.moves
     monitor.finish(run, module)
     assert seen == [(*before, there)] and module.moves == (*before, there, torch.device("cpu"))
+
+
+class Distances(Toy):
+    """Has an operation whose work nobody counts."""
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.head(h + torch.cdist(h, h).mean(1, keepdim=True))
+
+
+def test_a_report_tells_why_the_work_of_the_call_is_not_counted(tmp_path):
+    fit(tmp_path, TrainTimePruning(0.5), module=Distances())
+    cost = load(tmp_path / "report.json").cost_before
+    assert cost.macs is None and "no formula for _cdist_forward" in cost.unmeasured["macs"]

@@ -6,13 +6,17 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
     Budget,
     Channel,
+    InitialPruning,
+    Magnitude,
     PostTrainingPruning,
     SparsityMonitor,
     TrainTimePruning,
@@ -186,6 +190,216 @@ class AsksItself(AutoEncoder):
 def test_what_is_asked_without_gradients_too_is_pruned():
     trainer(TrainTimePruning(0.5, **CHANNELS)).fit(module := AsksItself(), images(), images())
     assert module.encoder[0].out_features < 24 and module.decoder[0].out_features < 20
+
+
+class Features(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x, gives_features=False):
+        h = self.first(x).relu()
+        return h if gives_features else self.last(self.second(h).relu())
+
+
+class KeepsFeatures(Toy):
+    """Its step reads features without gradients, for a bank of their width."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = Features()
+        self.register_buffer("bank", torch.zeros(16))
+        del self.body, self.head
+
+    def forward(self, x):
+        return self.network(x)
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self.bank += self.network(batch[0], gives_features=True).mean(0)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("shrink_at", ["end", "update"])
+def test_what_a_trained_module_gives_without_gradients_stays_whole(shrink_at):
+    callback = TrainTimePruning(0.5, shrink=shrink_at, **CHANNELS)
+    trainer(callback).fit(module := KeepsFeatures(), data(), data())
+    assert module.network.first.out_features == 16 > module.network.second.out_features
+
+
+class AsksInSteps(TwoInputs):
+    """Asks itself for images of many sizes of a batch before it reads the text."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            for num in range(1, 7):
+                self(image=batch[0][:num])
+        return self(text=batch[1]).square().mean() + self(image=batch[0]).square().mean()
+
+
+def test_many_calls_without_gradients_hide_none_with_them():
+    callback = TrainTimePruning(0.5, **CHANNELS)
+    trainer(callback).fit(module := AsksInSteps(), pairs(), pairs())
+    assert module.image.out_features == module.text.embedding_dim == module.trunk[1].in_features < 16
+
+
+class Checkpointed(Toy):
+    """Its body is run once more in the backward pass."""
+
+    def __init__(self, reentrant=None):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        if self.reentrant is None:
+            return super().forward(x)
+        return self.head(checkpoint(self.body, x.requires_grad_(), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_reports_do_not_count_what_the_backward_pass_repeats(reentrant, tmp_path):
+    def costs(module):
+        monitor = SparsityMonitor(latency=False, show=False)
+        callback = TrainTimePruning(0.5, granularity=Channel(multiple_of=1))
+        fit = trainer(callback, monitor, default_root_dir=tmp_path, num_sanity_val_steps=0)
+        fit.fit(module, data(), data())
+        return monitor.report.cost_before.macs, monitor.report.cost_after.macs
+
+    assert costs(Checkpointed(reentrant)) == costs(Checkpointed())
+
+
+class Whole(AutoEncoder):
+    """Is called as a whole in validation, where its training step calls two modules, by hand if asked so."""
+
+    def __init__(self, is_manual=False):
+        super().__init__()
+        self.automatic_optimization = not is_manual
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.automatic_optimization:
+            return loss
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return None
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", F.mse_loss(self(batch[0]), batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_sanity_val_steps", "is_manual"),
+    [("update", 0, False), ("update", 2, False), ("post", 0, True), ("post", 2, False), ("initial", 0, True)],
+)
+def test_reports_compare_the_same_call_before_and_after(kind, num_sanity_val_steps, is_manual, tmp_path):
+    callback = {
+        "update": lambda: TrainTimePruning(0.5, shrink="update", granularity=CHANNELS["granularity"]),
+        "post": lambda: PostTrainingPruning(0.5, granularity=CHANNELS["granularity"]),
+        "initial": lambda: InitialPruning(
+            0.5, criterion=Magnitude(), shrink="end", granularity=CHANNELS["granularity"]
+        ),
+    }[kind]()
+    sizes = {"default_root_dir": tmp_path, "num_sanity_val_steps": num_sanity_val_steps}
+    trainer(callback, monitor := SparsityMonitor(show=False), **sizes).fit(
+        module := Whole(is_manual), images(), images()
+    )
+    before, after = monitor.report.cost_before, monitor.report.cost_after
+    assert before.macs == 8 * sum(w.numel() for w in AutoEncoder().parameters() if w.dim() > 1)
+    assert after.macs == 8 * sum(w.numel() for w in module.parameters() if w.dim() > 1) < before.macs
+    assert before.latency and after.latency and not before.unmeasured
+
+
+class MixedPrecision(AutoEncoder):
+    """Computes its decoder alone in bfloat16, which is called in two pieces."""
+
+    def training_step(self, batch, batch_idx):
+        code = self.encoder(batch[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.mse_loss(self.decoder[1:](self.decoder[0](code)).float(), batch[0])
+
+
+def test_each_call_is_measured_in_the_precision_that_it_had(tmp_path):
+    callback = TrainTimePruning(0.5, granularity=CHANNELS["granularity"])
+    fit = trainer(callback, monitor := SparsityMonitor(show=False), default_root_dir=tmp_path)
+    fit.fit(module := MixedPrecision(), images(), images())
+    before, after = monitor.report.cost_before, monitor.report.cost_after
+    assert before.macs == 8 * sum(w.numel() for w in AutoEncoder().parameters() if w.dim() > 1)
+    assert after.macs == 8 * sum(w.numel() for w in module.parameters() if w.dim() > 1) < before.macs
+    assert before.latency and after.latency and not before.unmeasured and not after.unmeasured
+
+
+class Phases(AutoEncoder):
+    """Asks a second decoder, too: in its first epochs, or in its last ones."""
+
+    def __init__(self, is_first=True):
+        super().__init__()
+        self.second = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 32))
+        self.is_first = is_first
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if (self.global_step < 9) == self.is_first and (self.current_epoch < 2) == self.is_first:
+            loss = loss + F.mse_loss(self.second(self.encoder(batch[0])), batch[0])
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", super().training_step(batch, batch_idx))
+
+
+class SavesAfter(L.Callback):
+    """Saves a checkpoint at the end of an epoch."""
+
+    def __init__(self, path, epoch=1):
+        self.path, self.epoch = path, epoch
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("target", [{"sparsity": 0.5, "shrink": "update"}, {"budget": Budget(macs=0.5)}])
+@pytest.mark.filterwarnings("ignore:`second` is trained, but no part of the call")
+def test_a_resumed_run_follows_the_calls_that_the_first_one_saw(target, is_first, tmp_path):
+    def fitted(path=None):
+        saving = [SavesAfter(tmp_path / "half.ckpt")] if path is None else []
+        fit = trainer(TrainTimePruning(**target, **CHANNELS), *saving)
+        fit.fit(module := Phases(is_first), images(), images(), ckpt_path=path)
+        assert (fit.current_epoch, fit.global_step) == (4, 24)
+        return module.state_dict()
+
+    straight, resumed = fitted(), fitted(tmp_path / "half.ckpt")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
+    assert (len(straight["second.0.bias"]) < 16) == is_first
+
+
+class PerSample(Toy):
+    """Calls its body once more for each example on its own, under vmap, and if asked so only then."""
+
+    def __init__(self, is_all=False):
+        super().__init__()
+        self.network, self.is_all = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), is_all
+        del self.body, self.head
+
+    def forward(self, x):
+        weights = dict(self.network.named_parameters())
+        each = torch.vmap(lambda row: functional_call(self.network, weights, (row[None],))[0])(x)
+        return each if self.is_all else each + self.network(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(PerSample.forward(self, batch[0]), batch[1])
+
+
+def test_what_runs_under_vmap_is_not_followed():
+    trainer(TrainTimePruning(0.5, **CHANNELS)).fit(module := PerSample(), data(), data())
+    assert module.network[0].out_features == module.network[2].in_features == 8
+    with pytest.raises(ValueError, match="What runs under torch.func, as with vmap, is not followed"):
+        trainer(TrainTimePruning(0.5, **CHANNELS)).fit(PerSample(is_all=True), data(), data())
 
 
 class Branches(nn.Module):

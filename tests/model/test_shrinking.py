@@ -312,6 +312,27 @@ def test_reasons_are_told_once_and_what_every_model_has_comes_last():
     assert found.endswith(" and 5 more (weight norm divides by the norm of each row).")
 
 
+class SplitByWidth(nn.Module):
+    """Attention whose heads must be as many as go into the width of the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.num_heads = 16, 4
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        shape = batch, length, self.num_heads, width // self.num_heads
+        q, k, v = (t.view(shape).transpose(1, 2) for t in self.qkv(x).split(self.width, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def test_what_could_not_follow_is_told_first():
+    found = reason_of(SplitByWidth(), torch.randn(2, 5, 16), granularity=Head())
+    assert found.startswith("SplitByWidth. Frozen are `qkv.weight[head]` (hard-coded size in ")
+
+
 def test_what_exclude_keeps_is_no_fault_of_the_model():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     assert reason_of(net, torch.ones(2, 4), exclude=["0"]).startswith(
