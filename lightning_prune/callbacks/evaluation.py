@@ -32,6 +32,8 @@ def validate_within_fit(trainer: L.Trainer) -> dict[str, float]:
 
     Callbacks that choose checkpoints or stop the run do not see it.
     """
+    if not trainer.enable_validation:
+        return {}
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     others = [cb for cb in callbacks if not isinstance(cb, (Checkpoint, EarlyStopping))]
     trainer.callbacks = others  # type: ignore[attr-defined]

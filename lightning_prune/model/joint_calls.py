@@ -166,6 +166,8 @@ def capture_step(model: nn.Module) -> Iterator[StepCalls]:
         running.append(module)
 
     def leave(module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if running and running[-1] is module:
             running.pop()
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_prune import (
+    Channel,
     Constant,
     Linear,
     PostTrainingPruning,
@@ -101,6 +102,18 @@ def test_a_dense_run_is_reported_on_too(tmp_path):
     assert report.kind == "none" and report.layers == () and report.achieved_sparsity is None
     assert report.cost_after.nonzeros == sum(int(p.count_nonzero()) for p in module.parameters())
     assert report.metrics_after["val/acc"] == report.evaluations[-1].metrics["val/acc"]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("pruning", [{}, {"granularity": Channel(multiple_of=1), "include": ["body"]}])
+def test_a_compiled_part_is_seen_as_it_is_called(pruning, tmp_path):
+    """What dynamo traces must not change what watches the calls."""
+    module = Toy()
+    module.body = torch.compile(module.body, backend="eager")
+    fit(tmp_path, TrainTimePruning(0.5, **pruning), SparsityMonitor(tmp_path, latency=False), module=module)
+    report = load(tmp_path / "report.json")
+    assert report.cost_before.macs == 8 * (8 * 16 + 16 * 8 + 8 * 4)
+    assert report.achieved_sparsity == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_run_that_is_to_prune_nothing_has_the_metrics_of_its_dense_model(tmp_path):

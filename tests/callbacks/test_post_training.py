@@ -309,12 +309,17 @@ def test_batches_alone_are_no_datamodule():
         PostTrainingPruning(0.5).run(trainer(), Toy(), data())
 
 
-def test_without_validation_data_it_prunes_all_the_same(tmp_path):
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("kind", ["no step", "no data", "no batches"])
+def test_without_validation_data_it_prunes_all_the_same(kind):
+    """Without the step, without the data for it, or with none of the data to be used."""
+
     class Bare(Toy):
         validation_step = L.LightningModule.validation_step
 
-    callback, module = pruning(), Bare()
-    trainer(callback).fit(module, data())
+    callback, module = pruning(), (Bare if kind == "no step" else Toy)()
+    options = {"limit_val_batches": 0} if kind == "no batches" else {}
+    trainer(callback, **options).fit(module, data(), data() if kind == "no batches" else None)
     assert callback.metrics_before == {} == callback.metrics_after and callback.masks
     assert sparsity_of({n: module.get_parameter(n) != 0 for n in callback.masks}) == pytest.approx(
         0.5, abs=0.01
