@@ -144,14 +144,14 @@ def _updates(report: Report, limit: int) -> Table:
 
 
 def _evaluations(report: Report, limit: int) -> Table:
-    names = list(dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.metrics))[
-        :MAX_METRICS
-    ]
+    known = list(dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.metrics))
+    names = known[:MAX_METRICS]
+    more = f" ({MAX_METRICS} of {len(known)} metrics, report.json has all)" if len(known) > MAX_METRICS else ""
     rows = [
         (f"{e.step:,}", percent(e.sparsity), *(number(e.metrics.get(name)) for name in names))
         for e in report.evaluations
     ]
-    return Table("Validation along the run", ("step", "sparsity", *names), elided(rows, limit))
+    return Table(f"Validation along the run{more}", ("step", "sparsity", *names), elided(rows, limit))
 
 
 def _notes(report: Report) -> tuple[str, ...]:

@@ -143,6 +143,7 @@ def test_a_metric_that_is_logged_now_and_then_keeps_its_column():
 def test_only_so_many_metrics_stand_side_by_side():
     report = replace(REPORT, evaluations=(Evaluation(1, 0.5, {f"m{i}": 0.5 for i in range(9)}),))
     assert table(report, "Validation") == {"1": ("50.00 %", *["0.5000"] * rows.MAX_METRICS)}
+    assert table(report, "Validation along the run (4 of 9 metrics, report.json has all)")
 
 
 def test_it_is_said_that_zeros_bring_no_speed_unless_the_model_became_smaller():

@@ -135,7 +135,7 @@ def _along(report: Report) -> tuple[Part, ...]:
     found: list[Part] = [*charts.ramp(report), *charts.metrics(report, headline)]
     tables = rows.page(report, limit=False).tables
     for title, label in (("Updates of the masks", "updates"), ("Validation along the run", "validations")):
-        found += [Fold(f"All {len(t.rows):,} {label}", (t,)) for t in tables if t.title == title]
+        found += [Fold(f"All {len(t.rows):,} {label}", (t,)) for t in tables if t.title.startswith(title)]
     return tuple(found)
 
 
