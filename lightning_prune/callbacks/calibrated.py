@@ -10,15 +10,9 @@ from typing import Any
 import lightning as L
 
 from lightning_prune.callbacks.base import PruningCallback
-from lightning_prune.callbacks.evaluation import (
-    NUM_EXAMPLES,
-    calibration_batches,
-    loss_of,
-    run_steps,
-    silenced,
-    step_of,
-)
+from lightning_prune.callbacks.evaluation import NUM_EXAMPLES, calibration_batches
 from lightning_prune.callbacks.interruption import going_on
+from lightning_prune.callbacks.own_steps import loss_of, run_steps, silenced, step_of
 from lightning_prune.callbacks.structure import averaged_models
 from lightning_prune.core.criteria import required_statistics
 from lightning_prune.core.solvers import needs_of

@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.evaluation import builds_late, silenced
+from lightning_prune.callbacks.evaluation import builds_late
+from lightning_prune.callbacks.own_steps import silenced
 from lightning_prune.callbacks.structure import SeesDense
 from lightning_prune.core.checks import check_path, check_positive, check_range, did_you_mean
 from lightning_prune.graph.sandbox import attributes_kept, eager

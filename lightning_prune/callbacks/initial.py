@@ -9,9 +9,10 @@ from typing import Any
 
 import lightning as L
 
-from lightning_prune.callbacks.evaluation import loss_of, run_steps, silenced, step_of, training_batches
+from lightning_prune.callbacks.evaluation import training_batches
 from lightning_prune.callbacks.in_training import InTraining
 from lightning_prune.callbacks.interruption import going_on
+from lightning_prune.callbacks.own_steps import loss_of, run_steps, silenced, step_of
 from lightning_prune.callbacks.ownership import check_alone
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget

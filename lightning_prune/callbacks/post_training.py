@@ -11,14 +11,9 @@ import lightning as L
 
 from lightning_prune.callbacks.best_weights import check_has_best, load_best_
 from lightning_prune.callbacks.calibrated import CalibratedPruning
-from lightning_prune.callbacks.evaluation import (
-    as_metrics,
-    builds_late,
-    examples,
-    loss_of,
-    validate_within_fit,
-)
+from lightning_prune.callbacks.evaluation import as_metrics, builds_late, examples, validate_within_fit
 from lightning_prune.callbacks.interruption import folder_of
+from lightning_prune.callbacks.own_steps import loss_of
 from lightning_prune.callbacks.ownership import check_alone, check_same_size, mask_all_
 from lightning_prune.callbacks.structure import check_comes_back, copy_to_averages_, follow_record_
 from lightning_prune.callbacks.trial import check_flow

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 
-from lightning_prune.callbacks.evaluation import silenced, step_of
+from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.graph.sandbox import mode_of_training
 from lightning_prune.model.calls import Call, undisturbed
 from lightning_prune.model.joint_calls import capture_step, joined, parts_of

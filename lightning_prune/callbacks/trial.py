@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_prune.callbacks.evaluation import silenced, step_of
+from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.callbacks.structure import call_of_step
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import Call, random_states_kept, undisturbed

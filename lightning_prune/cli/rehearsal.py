@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_prune.callbacks.evaluation import silenced
+from lightning_prune.callbacks.own_steps import silenced
 from lightning_prune.examples.data import InMemory
 from lightning_prune.examples.loading import as_sliced
 from lightning_prune.examples.networks import GPT

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prune.callbacks.evaluation import silenced, step_of
+from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.model.calls import Call, capture_call, undisturbed
 from lightning_prune.model.export.programs import export_onnx, export_program
 from lightning_prune.model.export.weights import export_weights

@@ -72,8 +72,8 @@ def _why_not(model: nn.Module, plans: tuple[Plan, ...], done: tuple[Plan, ...]) 
     if done[: len(plans)] == plans:
         return (
             f"`checkpoint` is loaded into a model that is not smaller than its own, but got a {kind} that was made "
-            f"smaller {len(done)} times, and a checkpoint from when it had been {len(plans)} times: build a new {kind}. "
-            "SparseModelCheckpoint chooses a best checkpoint that is as small as the result."
+            f"smaller {len(done)} times, and a checkpoint from when it had been {len(plans)} times: build a new "
+            f"{kind}. SparseModelCheckpoint chooses a best checkpoint that is as small as the result."
         )
     first = next(i for i, (a, b) in enumerate(zip(plans, done, strict=False)) if a != b)
     return (

@@ -146,7 +146,9 @@ def _updates(report: Report, limit: int) -> Table:
 def _evaluations(report: Report, limit: int) -> Table:
     known = list(dict.fromkeys(name for evaluation in report.evaluations for name in evaluation.metrics))
     names = known[:MAX_METRICS]
-    more = f" ({MAX_METRICS} of {len(known)} metrics, report.json has all)" if len(known) > MAX_METRICS else ""
+    more = (
+        f" ({MAX_METRICS} of {len(known)} metrics, report.json has all)" if len(known) > MAX_METRICS else ""
+    )
     rows = [
         (f"{e.step:,}", percent(e.sparsity), *(number(e.metrics.get(name)) for name in names))
         for e in report.evaluations

@@ -1,0 +1,167 @@
+"""A module's own steps, run beside training: on batches of calibration, to see its calls, and for their loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_prune.graph.sandbox import attributes_kept
+from lightning_prune.model.calls import random_states_kept, undisturbed
+from lightning_prune.model.statistics import Statistics
+
+
+def step_of(module: L.LightningModule, batches: Sequence[Any] = (), *, is_told: bool = False) -> Any:
+    """Return the module's own step as (module, batch) -> its result, which leaves no trace in the module's attributes.
+
+    It is `training_step`, or with manual optimization, where that would train, `validation_step`; running it raises a
+    ValueError where the module has none.
+
+    Args:
+        module: whose step it is.
+        batches: those that will be given, whose places are their `batch_idx`; of others it is 0.
+        is_told: whether the module is told that it trains, though dropout and batch norms stay as they are.
+    """
+    name = "training_step" if module.automatic_optimization else "validation_step"
+    places = {id(batch): place for place, batch in enumerate(batches)}
+
+    def step(model: nn.Module, batch: Any) -> Any:
+        if not is_overridden(name, module):
+            raise ValueError(
+                f"`{name}` runs {type(module).__name__} on a batch outside of training, with automatic_optimization="
+                f"{module.automatic_optimization}, but there is none: write one."
+            )
+        function, place = getattr(model, name), places.get(id(batch), 0)
+        names = inspect.signature(function).parameters
+        args: tuple[Any, ...] = (batch, place)[: len(names)]
+        if "dataloader_iter" in names:
+            args = (iter([(batch, place, 0)]),)
+        loader = {"dataloader_idx": 0} if "dataloader_idx" in names else {}
+        with attributes_kept(model), _told_to_train(model, is_told), _explained(model, name):
+            return function(*args, **loader)
+
+    return step
+
+
+def run_steps(
+    module: L.LightningModule, batches: Sequence[Any], statistics: Statistics, run: Callable[[bool], None]
+) -> bool:
+    """Do what runs a module's steps in eval mode, or again where they only run if it is told that it trains.
+
+    So it is with detectors that return losses while they train, and boxes else.
+
+    Args:
+        module: whose steps they are.
+        batches: those that they are given.
+        statistics: that are read meanwhile, and begun anew the second time.
+        run: takes whether the module is to be told that it trains; its first batch comes before all that it changes.
+
+    Returns:
+        Whether it had to be told.
+    """
+    try:
+        run(False)
+    except Exception:
+        if not _must_be_told(module, batches):
+            raise
+        statistics.clear()
+        run(True)
+        return True
+    return False
+
+
+def _must_be_told(module: L.LightningModule, batches: Sequence[Any]) -> bool:
+    """Whether a step fails on the first batch in eval mode, and not where the module is told that it trains."""
+
+    def is_failing(is_told: bool) -> bool:
+        try:
+            with undisturbed(module), silenced(module), torch.no_grad():
+                step_of(module, batches, is_told=is_told)(module, batches[0])
+        except Exception:
+            return True
+        return False
+
+    return bool(batches) and is_failing(False) and not is_failing(True)
+
+
+@contextmanager
+def _told_to_train(model: nn.Module, is_told: bool) -> Iterator[None]:
+    """Set the training flag of the modules that are not torch's own, whose dropout and batch norms go on as they do."""
+    told = [module for module in model.modules() if is_told and not _is_torch(module)]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    random = random_states_kept(device) if told else nullcontext()
+    flags = [(module, module.training) for module in told]
+    for module in told:
+        module.training = True
+    try:
+        with random:
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _is_torch(module: nn.Module) -> bool:
+    known = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase
+    return type(module).__module__.startswith("torch.") or isinstance(module, known)
+
+
+@contextmanager
+def _explained(model: nn.Module, name: str) -> Iterator[None]:
+    """Say of an error in a step that it may be one of eval mode alone."""
+    try:
+        yield
+    except Exception as error:
+        if not model.training:
+            error.add_note(f"`{name}` was run beside training, with {type(model).__name__} in eval mode.")
+        raise
+
+
+def loss_of(module: L.LightningModule, batches: Sequence[Any] = (), *, is_told: bool = False) -> Any:
+    """Return (module, batch) -> the loss of `training_step`, or None for a batch that it skips.
+
+    Args:
+        module: whose loss it is.
+        batches: as for `step_of`.
+        is_told: the same.
+
+    Raises:
+        ValueError: manual optimization, whose training step returns no loss and steps the optimizers itself.
+    """
+    if not module.automatic_optimization:
+        raise ValueError(
+            "`criterion` asks for gradients, which need automatic optimization to calibrate: train with it."
+        )
+
+    step = step_of(module, batches, is_told=is_told)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor | None:
+        result = step(model, batch)
+        found: Tensor | None = result["loss"] if isinstance(result, dict) else result
+        return found
+
+    return loss
+
+
+@contextmanager
+def silenced(module: L.LightningModule) -> Iterator[None]:
+    """Let a module's steps run without logging anything or leaving a trace in its metrics."""
+    before = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
+    module.__dict__["log"] = module.__dict__["log_dict"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del module.__dict__[name]
+            else:
+                module.__dict__[name] = value
+        for metric in (m for m in module.modules() if isinstance(m, Metric)):
+            metric.reset()
