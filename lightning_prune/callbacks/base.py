@@ -15,6 +15,7 @@ from lightning_prune.callbacks.command_line import teach_jsonargparse
 from lightning_prune.callbacks.interruption import LATENCIES, local_folder_of
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
+from lightning_prune.callbacks.small_steps import keep_what_steps_need
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
@@ -65,6 +66,7 @@ class PruningCallback(L.Callback):
         self.metrics_after: dict[str, float] = {}
         self.path: str | None = None
         self._loaded: dict[str, Any] | None = None
+        self._before: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
@@ -152,12 +154,14 @@ class PruningCallback(L.Callback):
     ) -> AnyPruner:
         """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
         is_depth = isinstance(self.recipe.granularity, Layer)
-        call = example_call(trainer, module, batches, is_one=is_depth)
+        call, tried = example_call(trainer, module, batches, is_one=is_depth)
         for monitor in () if is_depth else self._monitors(trainer):
             monitor.note_call(trainer, module, call)
         pruner = pruner_of(module, self.recipe, call, trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):
             pruner.agree = pruner.copies.agree = trainer.strategy.broadcast
+        if isinstance(pruner, GroupPruner) and (self.shrinks or self.turn != 1) and self._before is None:
+            self._warn(*keep_what_steps_need(module, pruner, tried))
         self._warn(*modules_not_run(pruner))
         if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:
             pruner.contest.measured = Measured(folder / LATENCIES)
@@ -290,5 +294,6 @@ class PruningCallback(L.Callback):
 
     def _warn(self, *messages: str) -> None:
         for message in messages:
-            self.warnings.append(message)
+            if message not in self.warnings:
+                self.warnings.append(message)
             rank_zero_warn(message)

@@ -51,7 +51,6 @@ class InTraining(Stepping):
         check_timing(schedule, window)
         self.schedule, self.window = schedule, window
         self.ramp: Ramp | None = None
-        self._before: dict[str, Any] | None = None
         self._watching = ExitStack()
         self._is_counted = self._is_watching = self._is_news = self._is_in_batch = self._is_stepped = False
 

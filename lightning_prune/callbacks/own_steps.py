@@ -18,7 +18,9 @@ from lightning_prune.model.calls import random_states_kept, undisturbed
 from lightning_prune.model.statistics import Statistics
 
 
-def step_of(module: L.LightningModule, batches: Sequence[Any] = (), *, is_told: bool = False) -> Any:
+def step_of(
+    module: L.LightningModule, batches: Sequence[Any] = (), *, is_told: bool = False, name: str | None = None
+) -> Any:
     """Return the module's own step as (module, batch) -> its result, which leaves no trace in the module's attributes.
 
     It is `training_step`, or with manual optimization, where that would train, `validation_step`; running it raises a
@@ -28,8 +30,9 @@ def step_of(module: L.LightningModule, batches: Sequence[Any] = (), *, is_told: 
         module: whose step it is.
         batches: those that will be given, whose places are their `batch_idx`; of others it is 0.
         is_told: whether the module is told that it trains, though dropout and batch norms stay as they are.
+        name: of another step.
     """
-    name = "training_step" if module.automatic_optimization else "validation_step"
+    name = name or ("training_step" if module.automatic_optimization else "validation_step")
     places = {id(batch): place for place, batch in enumerate(batches)}
 
     def step(model: nn.Module, batch: Any) -> Any:

@@ -112,7 +112,7 @@ def rewrap_(trainer: L.Trainer, module: L.LightningModule) -> None:
 
 def example_call(
     trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any], *, is_one: bool = False
-) -> Call:
+) -> tuple[Call, list[Any]]:
     """Return the call of the model that the module's own step makes for a batch; that of one process for all.
 
     Args:
@@ -120,6 +120,9 @@ def example_call(
         module: the whole model.
         batches: the first is taken for which the step calls the model; it may skip some.
         is_one: as for `call_of_step`.
+
+    Returns:
+        The call, and the batches up to the one that it was made for.
 
     Raises:
         ValueError: the step calls no submodule with parameters.
@@ -136,14 +139,14 @@ def example_call(
             "with vmap, is not followed."
         )
     if trainer.world_size == 1:
-        return call
+        return call, tried
     paths = {part: path for path, part in module.named_modules()}
     names = [paths[part] for part in parts_of(call.module)]
     shared = names, call.is_training, (call.args, dict(call.kwargs))
     names, is_training, arguments = trainer.strategy.broadcast(shared)
     args, kwargs = trainer.strategy.batch_to_device(arguments, dataloader_idx=0)
     called = joined([module.get_submodule(name) for name in names])
-    return replace(call, module=called, args=args, kwargs=kwargs, is_training=is_training)
+    return replace(call, module=called, args=args, kwargs=kwargs, is_training=is_training), tried
 
 
 def call_of_step(

@@ -584,7 +584,7 @@ def test_of_manual_optimization_it_is_not_known_what_a_step_runs():
     module, fit = MeanTeacher().with_data(), trainer()
     batch = next(iter(data()))
     module._trainer = fit
-    seen = example_call(fit, module, [batch]).ran
+    seen = example_call(fit, module, [batch])[0].ran
     assert seen is not None and not seen.isdisjoint(module.ema.modules())
     module.automatic_optimization = False
-    assert example_call(fit, module, [batch]).ran is None
+    assert example_call(fit, module, [batch])[0].ran is None
