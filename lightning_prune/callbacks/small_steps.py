@@ -37,13 +37,27 @@ def keep_what_steps_need(
     for name in (name for name in names if is_overridden(name, module)):
         is_told = pruner.call.is_training and name == "training_step"
         run = partial(_run, module, step_of(module, batches, is_told=is_told, name=name), batches[-1])
-        while found := first_unfit(
-            pruner.couplings, pruner.contest.halve(pruner.contest.any_scores()), run, pruner.agree
-        ):
+        is_known = name == names[0]  # that step has shown the calls
+        kinds = set[tuple[Any, str]]()
+        while True:
+            choice = pruner.contest.halve(pruner.contest.any_scores())
+            found = first_unfit(pruner.couplings, choice, run, pruner.agree, is_known=is_known)
+            if found is None:
+                break
             group, error = found
-            pruner.leave_whole_(group, f"`{name}` fails once it is smaller: {error}")
-            yield f"`{group}` stays whole, since {pruner.frozen[group]}"
+            kind = _kind(pruner, group)
+            alike = [other for other in pruner.contest.groups if _kind(pruner, other) == kind]
+            found_names = alike if kind in kinds else [group]  # the second of a kind: so are the others
+            kinds.add(kind)
+            pruner.leave_whole_(found_names, f"`{name}` fails once it is smaller: {error}")
+            for group in found_names:
+                yield f"`{group}` stays whole, since {pruner.frozen[group]}"
     pruner.check_reach(Verdict.OPEN, Verdict.STAYS)
+
+
+def _kind(pruner: GroupPruner, name: str) -> tuple[Any, str]:
+    group = pruner.couplings.groups[name]
+    return group.kind, group.role
 
 
 def _run(module: L.LightningModule, step: Any, batch: Any) -> None:

@@ -212,13 +212,13 @@ class GroupChoice:
                 self.choice = self.contest.choose(self._scores, self.fraction)
         return self.choice
 
-    def leave_whole_(self, name: str, reason: str) -> None:
-        """Leave out a group that nothing must be taken from.
+    def leave_whole_(self, names: Collection[str], reason: str) -> None:
+        """Leave out groups that nothing must be taken from.
 
         Raises:
             ValueError: nothing is left to prune.
         """
-        self._drop([name], reason)
+        self._drop(names, reason)
         self._check_not_empty()
 
     def _drop(self, names: Collection[str], reason: str) -> None:

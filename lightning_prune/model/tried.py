@@ -19,6 +19,8 @@ def first_unfit(
     choice: Choice,
     run: Callable[[], object],
     agree: Callable[[str], str] = lambda found: found,
+    *,
+    is_known: bool = False,
 ) -> tuple[str, str] | None:
     """Return a group with which something fails once it is as small as a choice makes it, and the error; None if none.
 
@@ -29,6 +31,7 @@ def first_unfit(
         choice: what is kept of each group.
         run: reads the model's parameters by their places.
         agree: what one process has found -> what all go by, as they try the same; "" is no error.
+        is_known: whether it is known to run with the whole model.
     """
     choice = _solvable(couplings, choice)
 
@@ -36,7 +39,7 @@ def first_unfit(
         return agree(_error(couplings, _solvable(couplings, {name: choice[name] for name in some}), run))
 
     names = list(choice)
-    if not names or error_with([]) or not (error := error_with(names)):
+    if not names or (not is_known and error_with([])) or not (error := error_with(names)):
         return None
     errors = {len(names): error}
 

@@ -134,6 +134,41 @@ def test_a_budget_that_is_out_of_reach_then_is_refused_before_the_first_step():
     assert fit.global_step == 24 and widths(module)[1] < 8
 
 
+class Deep(Toy):
+    """Blocks alike, each drawn to what it was at first."""
+
+    def __init__(self, num=6):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(num)
+        )
+        self.anchors = [block[0].weight.detach().clone() for block in self.blocks]
+        self.num_steps = torch.zeros(())
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return super().forward(x)
+
+    def training_step(self, batch, batch_idx):
+        self.num_steps.add_(1)
+        loss = super().training_step(batch, batch_idx)
+        for block, anchor in zip(self.blocks, self.anchors, strict=True):
+            loss = loss + (block[0].weight - anchor).square().sum()
+        return loss
+
+
+def test_the_third_of_a_kind_is_not_looked_for(recwarn):
+    module = Deep(12)
+    fit = trainer(TrainTimePruning(0.5, **CHANNELS), max_epochs=1)
+    fit.fit(module, data(), data())
+    told = [str(w.message) for w in recwarn if "stays whole" in str(w.message)]
+    assert len(told) == 13  # the last layer of the body is of that kind as well
+    assert all(block[0].out_features == 12 for block in module.blocks) and module.body[4].out_features == 8
+    assert module.body[0].out_features < 16
+    assert float(module.num_steps) < 6 + 2 + 2 * (2 + 4 + 1)
+
+
 class Recurrent(Toy):
     def __init__(self):
         super().__init__()
