@@ -14,7 +14,10 @@ from lightning_prune.model.joint_calls import not_called
 from lightning_prune.model.targets import FROZEN, Pattern, computed_layers, reasons_left_out
 
 MANY = 0.1
-"""The share of all weights from which on those that are left out are named; embeddings are expected to be."""
+"""The share of all weights from which on those are named that nobody expects to be left out, as recurrent ones.
+
+Of frozen ones and embeddings one does: they are named where they are the most.
+"""
 NUM_NAMED = 3
 
 
@@ -42,8 +45,9 @@ def _shares_left_out(
         if not reason.startswith("`exclude`") and not any(name.startswith(f"{path}.") for path in computed):
             path = name.partition(".")[0] if reason == FROZEN else name.rpartition(".")[0] or name
             left[path, reason] = left.get((path, reason), 0) + sizes[name]
-    known = sum(size for (_, reason), size in left.items() if not reason.startswith("Embedding"))
-    if known <= MANY * total and sum(left.values()) <= total / 2:
+    is_expected = {reason: reason == FROZEN or reason.startswith("Embedding") for _, reason in left}
+    surprising = sum(size for (_, reason), size in left.items() if not is_expected[reason])
+    if surprising <= MANY * total and sum(left.values()) <= total / 2:
         return
     first = sorted(left.items(), key=lambda entry: -entry[1])[:NUM_NAMED]
     named = [f"`{path}` ({size / total:.0%}: {reason})" for (path, reason), size in first]

@@ -100,10 +100,10 @@ def test_a_report_is_written_whole_or_not_at_all(room, tmp_path):
 
 def test_curves_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "sensitivity.json"
-    analysis._write(path, "val/loss", {"a": {0.0: 1.0}})
+    analysis._write(path, "val/loss", "min", {"a": {0.0: 1.0}})
     before = path.read_bytes()
     many = {f"layer{i}": {0.0: 1.0} for i in range(500)}
-    assert "File too large" in on_a_full_disk(lambda: analysis._write(path, "val/loss", many), 1000)
+    assert "File too large" in on_a_full_disk(lambda: analysis._write(path, "val/loss", "min", many), 1000)
     assert path.read_bytes() == before and json.loads(before)["curves"] == {"a": {"0.0": 1.0}}
 
 

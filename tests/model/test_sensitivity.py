@@ -104,6 +104,7 @@ def test_no_layer_passes_the_largest():
         allocate(curves, sizes, 0.95)
 
 
+@pytest.mark.filterwarnings("ignore:`curves` say that layers become better")  # of noise
 def test_what_it_returns_is_what_prune_takes():
     model = net()
     curves = sensitivity(model, loss, [0.25, 0.5, 0.75])

@@ -44,11 +44,11 @@ def forecaster():
         ),
         (
             Parts(
-                net=nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).requires_grad_(False),
+                net=nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16)).requires_grad_(False),
                 head=nn.Linear(8, 16),
             ),
-            "50%",
-            "`net` (50%: it is frozen)",
+            "25%",
+            "`net` (75%: it is frozen)",
         ),
         (
             Parts(emb=nn.Embedding(90, 8), head=nn.Linear(8, 10)),
@@ -67,6 +67,8 @@ def test_what_is_asked_for_or_small_is_not_told_of():
     assert told(forecaster(), include=["rnn"]) == [] == told(forecaster(), exclude=["rnn"])
     positions = nn.Parameter(torch.ones(1, 4, 8))
     assert told(Parts(positions=positions, a=nn.Linear(8, 64), head=nn.Linear(64, 8))) == []
+    frozen = nn.Linear(8, 16).requires_grad_(False)  # a teacher, say
+    assert told(Parts(net=frozen, head=nn.Linear(8, 16))) == []
     assert told(Parts(emb=nn.Embedding(40, 8), a=nn.Linear(8, 50), head=nn.Linear(50, 8))) == []
 
 
