@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
@@ -145,6 +146,8 @@ class Distillation(L.Callback, SeesDense):
             elif trainer.ckpt_path is not None:  # its weights came after the copy
                 self.teacher = copied(pl_module)
         self.output = self.output if self.output is not None else self._loaded.get("output")
+        if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
+            trainer.precision_plugin.convert_module(self.teacher)  # it was copied before the module was
         self.teacher.eval().to(pl_module.device)
         for parameter in self.teacher.parameters():  # those of scripted modules are copied with their history
             parameter.detach_().requires_grad_(False)

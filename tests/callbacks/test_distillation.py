@@ -74,6 +74,19 @@ def test_the_loss_is_the_mixture_of_labels_and_teacher(output):
     )
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_the_teacher_computes_in_the_precision_of_the_module(precision, dtype, is_file, tmp_path):
+    fit = trainer(precision=precision, max_epochs=1)
+    fit.fit(Toy(), data(), data())
+    fit.save_checkpoint(tmp_path / "dense.ckpt")
+    teaching = Distillation(teacher=tmp_path / "dense.ckpt") if is_file else Distillation()
+    trainer(teaching, pruning(), precision=precision).fit(module := Toy(), data(), data())
+    assert (
+        {p.dtype for p in teaching.teacher.parameters()} == {dtype} == {p.dtype for p in module.parameters()}
+    )
+
+
 def test_features_are_compared_as_well():
     callback = Distillation(weight=0.0, features=["body.0", "body.2"], feature_weight=3.0)
     _, trained = fit(callback, module=Plain)
