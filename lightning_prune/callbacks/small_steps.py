@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_prune.callbacks.own_steps import silenced, step_of
+from lightning_prune.graph import Choice
 from lightning_prune.model.averages import Verdict
 from lightning_prune.model.calls import undisturbed
 from lightning_prune.model.group_pruning import GroupPruner
@@ -38,26 +39,36 @@ def keep_what_steps_need(
         is_told = pruner.call.is_training and name == "training_step"
         run = partial(_run, module, step_of(module, batches, is_told=is_told, name=name), batches[-1])
         is_known = name == names[0]  # that step has shown the calls
-        kinds = set[tuple[Any, str]]()
-        while True:
-            choice = pruner.contest.halve(pruner.contest.any_scores())
-            found = first_unfit(pruner.couplings, choice, run, pruner.agree, is_known=is_known)
-            if found is None:
-                break
+        seen = set[tuple[Any, str]]()
+        while found := first_unfit(pruner.couplings, _half(pruner), run, pruner.agree, is_known=is_known):
             group, error = found
-            kind = _kind(pruner, group)
-            alike = [other for other in pruner.contest.groups if _kind(pruner, other) == kind]
-            found_names = alike if kind in kinds else [group]  # the second of a kind: so are the others
-            kinds.add(kind)
-            pruner.leave_whole_(found_names, f"`{name}` fails once it is smaller: {error}")
-            for group in found_names:
-                yield f"`{group}` stays whole, since {pruner.frozen[group]}"
-    pruner.check_reach(Verdict.OPEN, Verdict.STAYS)
+            unfit = _alike(pruner, group, seen)
+            pruner.leave_whole_(unfit, f"`{name}` fails once it is smaller: {error}")
+            pruner.check_reach(Verdict.OPEN, Verdict.STAYS)
+            yield from (f"`{other}` stays whole, since {pruner.frozen[other]}" for other in unfit)
 
 
-def _kind(pruner: GroupPruner, name: str) -> tuple[Any, str]:
-    group = pruner.couplings.groups[name]
-    return group.kind, group.role
+def _half(pruner: GroupPruner) -> Choice:
+    return pruner.contest.halve(pruner.contest.any_scores())
+
+
+def _alike(pruner: GroupPruner, name: str, seen: set[tuple[Any, str]]) -> list[str]:
+    """Return a group, and all of its kind where it is the second one: so are the others, which takes long to find out.
+
+    Args:
+        pruner: whose groups they are.
+        name: of the group.
+        seen: the kinds of those before, to which this one is added.
+    """
+    kinds = {
+        other: (g.kind, g.role)
+        for other, g in pruner.couplings.groups.items()
+        if other in pruner.contest.groups
+    }
+    kind = kinds[name]
+    found = [other for other in kinds if kinds[other] == kind] if kind in seen else [name]
+    seen.add(kind)
+    return found
 
 
 def _run(module: L.LightningModule, step: Any, batch: Any) -> None:
