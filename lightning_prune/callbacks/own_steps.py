@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.graph.sandbox import attributes_kept
+from lightning_prune.graph.sandbox import attributes_kept, mode_of_training
 from lightning_prune.model.calls import random_states_kept, undisturbed
 from lightning_prune.model.statistics import Statistics
 
@@ -99,16 +99,8 @@ def _told_to_train(model: nn.Module, is_told: bool) -> Iterator[None]:
     """Set the training flag of the modules that are not torch's own, whose dropout and batch norms go on as they do."""
     told = [module for module in model.modules() if is_told and not _is_torch(module)]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    random = random_states_kept(device) if told else nullcontext()
-    flags = [(module, module.training) for module in told]
-    for module in told:
-        module.training = True
-    try:
-        with random:
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    with mode_of_training(told, True), random_states_kept(device) if told else nullcontext():
+        yield
 
 
 def _is_torch(module: nn.Module) -> bool:

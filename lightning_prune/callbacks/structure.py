@@ -170,7 +170,7 @@ def call_of_step(
             step(module, batch)
         except Exception:  # a module may give in training what it does not give else, as auxiliary outputs
             stack.close()
-            stack.enter_context(mode_of_training(module, True))
+            stack.enter_context(mode_of_training(module.modules(), True))
             caught, is_training = stack.enter_context(capture_step(module)), True
             step(module, batch)
     call = caught.largest if is_one else caught.call

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from lightning_prune.graph.sandbox import mode_of_training, plain_kernels, untouched
+from lightning_prune.graph.sandbox import buffers_kept, mode_of_training, plain_kernels, untouched
 
 
 @dataclass(eq=False)
@@ -47,28 +47,15 @@ def stage(
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(plain_kernels())
-        stack.enter_context(mode_of_training(model, training))
+        stack.enter_context(mode_of_training(model.modules(), training))
         if training:
-            stack.enter_context(_values_kept(model))
+            stack.enter_context(buffers_kept(model.modules()))
         convert: Callable[[Tensor], Tensor] = torch.clone
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet(logging.getLogger("torch._subclasses.fake_tensor")))
             convert = mode.from_tensor
         yield tree_map_only(Tensor, convert, (args, dict(kwargs)))
-
-
-@contextmanager
-def _values_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the values of buffers: even on fake tensors, a batch norm counts its batches for real."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in kept:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from typing import Any
@@ -126,9 +126,28 @@ def eager() -> Iterator[None]:
 
 
 @contextmanager
-def mode_of_training(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set the training flag of all modules for a while; each gets its own back."""
-    flags = [(module, module.training) for module in model.modules()]
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back buffers and their values: even on fake tensors, a batch norm counts its batches for real."""
+    places = [(module, dict(module._buffers)) for module in modules]
+    found = [buffer for _, buffers in places for buffer in buffers.values()]
+    values = [(buffer, buffer.clone()) for buffer in found if buffer is not None and not buffer.is_meta]
+    try:
+        yield
+    finally:
+        for module, buffers in places:
+            if not isinstance(module, torch.jit.ScriptModule):  # whose buffers have their places for good
+                module._buffers.clear()
+                module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def mode_of_training(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    """Set the training flag of modules for a while; each gets its own back."""
+    flags = [(module, module.training) for module in modules]
     try:
         for module, _ in flags:
             module.training = training  # not eval(): some override it and merge or swap weights

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.graph.sandbox import eager, untouched
+from lightning_prune.graph.sandbox import buffers_kept, eager, mode_of_training, untouched
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +141,8 @@ def replaying(model: nn.Module, call: Call) -> Iterator[Call]:
     args, kwargs = map_tensors(lambda t: _copy(t, call.device), (call.args, dict(call.kwargs)))
     autocast = torch.autocast(*call.autocast) if call.autocast else nullcontext()
     with (
-        _eval_mode(modules),
-        _buffers_kept(modules),
+        mode_of_training(modules, False),
+        buffers_kept(modules),
         random_states_kept(call.device),
         eager(),
         _quiet(),
@@ -159,41 +159,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with (
         untouched(model),
-        _buffers_kept(modules),
+        buffers_kept(modules),
         random_states_kept(device),
-        _eval_mode(modules),
+        mode_of_training(modules, False),
         eager(),
     ):
         yield
-
-
-@contextmanager
-def _eval_mode(modules: Any) -> Iterator[None]:
-    flags = [(module, module.training) for module in modules]
-    try:
-        for module, _ in flags:
-            module.training = False  # not eval(): some override it and merge or swap weights
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-@contextmanager
-def _buffers_kept(modules: Any) -> Iterator[None]:
-    kept = [
-        (m, dict(m._buffers), {n: b.clone() for n, b in m._buffers.items() if b is not None}) for m in modules
-    ]
-    try:
-        yield
-    finally:
-        for module, buffers, values in kept:
-            if not isinstance(module, torch.jit.ScriptModule):  # whose buffers have their places for good
-                module._buffers.clear()
-                module._buffers.update(buffers)
-            for name, value in values.items():
-                if not torch.equal(buffers[name], value):
-                    buffers[name].copy_(value)
 
 
 @contextmanager

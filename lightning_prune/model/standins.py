@@ -82,7 +82,7 @@ class StandIns:
         with ExitStack() as stack:
             stack.enter_context(untouched(run.model))
             stack.enter_context(plain_kernels())
-            stack.enter_context(mode_of_training(run.model, False))
+            stack.enter_context(mode_of_training(run.model.modules(), False))
             if self.precision:
                 stack.enter_context(_default_dtype(torch.float64))
             stack.enter_context(as_if(run.paths, placed, attributes))

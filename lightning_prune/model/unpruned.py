@@ -49,11 +49,11 @@ def _shares_left_out(
     surprising = sum(size for (_, reason), size in left.items() if not is_expected[reason])
     if surprising <= MANY * total and sum(left.values()) <= total / 2:
         return
-    first = sorted(left.items(), key=lambda entry: -entry[1])[:NUM_NAMED]
-    named = [f"`{path}` ({size / total:.0%}: {reason})" for (path, reason), size in first]
+    largest = sorted(left.items(), key=lambda entry: -entry[1])
+    named = [f"`{path}` ({size / total:.0%}: {reason})" for (path, reason), size in largest]
     yield (
         f"{sum(sizes[name] for name in targets) / total:.0%} of the weights are pruned, and sparsities are of those. "
-        f"Left out are {listed(named, num_shown=NUM_NAMED)}{' and more' if len(left) > len(first) else ''}."
+        f"Left out are {listed(named, num_shown=NUM_NAMED)}."
     )
 
 

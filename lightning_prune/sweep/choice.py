@@ -25,7 +25,6 @@ class Recommendation:
         baseline: the quality that it was compared with.
         bound: the quality that it was to reach: the baseline, but for the tolerance.
         is_within: whether it is within the tolerance of that; if not, it is the knee of the front.
-        mode: "min" or "max", what is better of the metric.
     """
 
     row: Row
@@ -35,7 +34,6 @@ class Recommendation:
     baseline: float
     bound: float
     is_within: bool
-    mode: str = "max"
 
 
 def default_size(rows: Sequence[Row]) -> str | None:
@@ -57,11 +55,11 @@ def pareto_front(rows: Sequence[Row], metric: str, size: str, mode: str | None =
         size: the column of size, less is better.
         mode: "min" or "max", what is better of the metric; by default as its name says.
 
-    Raises:
-        ValueError: no mode, and a name that does not tell.
-
     Returns:
         The front, by growing size; of rows equal in both, the first.
+
+    Raises:
+        ValueError: no mode, and a name that does not tell.
 
     Example:
         >>> rows = [{"acc": 0.9, "params": 9.0}, {"acc": 0.8, "params": 5.0}, {"acc": 0.7, "params": 7.0}]
@@ -130,7 +128,7 @@ def recommend(
             f"{baseline:.4g}"
         )
     row = within[0] if within else _knee(front, metric, size, sign)
-    return Recommendation(row, rule, metric, size, baseline, bound, bool(within), mode)
+    return Recommendation(row, rule, metric, size, baseline, bound, bool(within))
 
 
 def _baseline(

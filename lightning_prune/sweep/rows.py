@@ -127,7 +127,7 @@ def default_metric(rows: Sequence[Row]) -> str | None:
         for kind in KINDS
         for part in PARTS
         for name, words in known.items()
-        if words[:1] and words[0] in part and words[-1] in kind
+        if words and words[0] in part and words[-1] in kind
     )
     return next(ranked, None)
 

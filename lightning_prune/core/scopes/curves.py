@@ -64,6 +64,7 @@ def allocate(
     """
     check_sparsity("sparsity", sparsity)
     losses = as_losses(curves, mode)
+    _warn_if_falling(losses, mode)
     within = {name: {s: v for s, v in curve.items() if s <= largest} for name, curve in losses.items()}
     total = sum(sizes.values())
     left, found = sparsity * total, dict.fromkeys(curves, 0.0)
@@ -76,9 +77,13 @@ def allocate(
 
 
 def as_losses(curves: Mapping[Name, Losses], mode: str) -> dict[Name, dict[float, float]]:
-    """Return curves of which less is better, and warn where pruning seems to make all layers together better."""
+    """Return curves of which less is better."""
     sign = -1.0 if check_choice("mode", mode, MODES) == "max" else 1.0
-    losses = {name: {s: sign * value for s, value in curve.items()} for name, curve in curves.items()}
+    return {name: {s: sign * value for s, value in curve.items()} for name, curve in curves.items()}
+
+
+def _warn_if_falling(losses: Mapping[Name, Losses], mode: str) -> None:
+    """Warn where pruning seems to make all layers together better."""
     gains = [curve[min(curve)] - curve[max(curve)] for curve in losses.values() if curve]
     if sum(gains) > 0:
         warnings.warn(
@@ -86,7 +91,6 @@ def as_losses(curves: Mapping[Name, Losses], mode: str) -> dict[Name, dict[float
             "better, mode='min', of accuracies more, mode='max'.",
             stacklevel=3,
         )
-    return losses
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Allocated:
         given = (self.curves, self.mode) if isinstance(self.curves, Mapping) else read_curves(self.curves)
         object.__setattr__(self, "curves", _checked(given[0]))
         object.__setattr__(self, "mode", given[1])
-        as_losses(self._known, self.mode)
+        _warn_if_falling(as_losses(self._known, self.mode), self.mode)
 
     def __call__(self, scores: Scores, sparsity: float) -> Masks:
         self.check(scores, sparsity)
@@ -164,9 +168,7 @@ class Allocated:
     def _by_name(self, names: Mapping[Name, object]) -> dict[Name, Losses]:
         for pattern in self._known:
             check_match("curves", pattern, names)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it was said when they were given
-            curves = as_losses(self._known, self.mode)
+        curves = as_losses(self._known, self.mode)
         found = {n: next((c for p, c in curves.items() if matches(p, n)), None) for n in names}
         for name, curve in found.items():
             if curve is None:
