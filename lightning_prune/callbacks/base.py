@@ -20,7 +20,6 @@ from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
 from lightning_prune.core.checks import check_flag
-from lightning_prune.core.granularities import Layer
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.graph import Plan
@@ -153,9 +152,8 @@ class PruningCallback(L.Callback):
         trained: Container[int] | None = None,
     ) -> AnyPruner:
         """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
-        is_depth = isinstance(self.recipe.granularity, Layer)
-        call, tried = example_call(trainer, module, batches, is_one=is_depth)
-        for monitor in () if is_depth else self._monitors(trainer):
+        call, tried = example_call(trainer, module, batches)
+        for monitor in self._monitors(trainer):
             monitor.note_call(trainer, module, call)
         pruner = pruner_of(module, self.recipe, call, trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):

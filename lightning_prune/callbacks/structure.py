@@ -111,7 +111,7 @@ def rewrap_(trainer: L.Trainer, module: L.LightningModule) -> None:
 
 
 def example_call(
-    trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any], *, is_one: bool = False
+    trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any]
 ) -> tuple[Call, list[Any]]:
     """Return the call of the model that the module's own step makes for a batch; that of one process for all.
 
@@ -119,7 +119,6 @@ def example_call(
         trainer: whose processes they are.
         module: the whole model.
         batches: the first is taken for which the step calls the model; it may skip some.
-        is_one: as for `call_of_step`.
 
     Returns:
         The call, and the batches up to the one that it was made for.
@@ -130,7 +129,7 @@ def example_call(
     call, tried = None, list[Any]()
     for batch in batches:
         tried.append(batch)
-        if (call := call_of_step(module, batch, tried, is_one=is_one)) is not None:
+        if (call := call_of_step(module, batch, tried)) is not None:
             break
     if call is None:
         raise ValueError(
@@ -149,16 +148,13 @@ def example_call(
     return replace(call, module=called, args=args, kwargs=kwargs, is_training=is_training), tried
 
 
-def call_of_step(
-    module: L.LightningModule, batch: Any, batches: Sequence[Any] = (), *, is_one: bool = False
-) -> Call | None:
+def call_of_step(module: L.LightningModule, batch: Any, batches: Sequence[Any] = ()) -> Call | None:
     """Return the call of the model that the module's own step makes for a batch, or all its calls as one.
 
     Args:
         module: the whole model.
         batch: one of `batches`, whose place is its `batch_idx`.
         batches: as for `step_of`.
-        is_one: whether to take the call of the largest module alone.
 
     Returns:
         The call; None if there is none.
@@ -173,8 +169,7 @@ def call_of_step(
             stack.enter_context(mode_of_training(module.modules(), True))
             caught, is_training = stack.enter_context(capture_step(module)), True
             step(module, batch)
-    call = caught.largest if is_one else caught.call
-    if call is None:
+    if (call := caught.call) is None:
         return None
     is_seen = module.automatic_optimization  # or else what ran is a step of validation
     return replace(call, ran=call.ran if is_seen else None, is_training=is_training)

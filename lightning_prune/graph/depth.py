@@ -49,12 +49,15 @@ class Block:
 def find_blocks(record: Record) -> dict[str, Block]:
     """Return the smallest modules that add something to their input and return it, by path.
 
-    Each ran exactly once, and returned a tensor (or a tuple with it in front) of the shape that came in. A ReLU after
-    the addition is no hindrance where the input has been through one already.
+    Each returned a tensor (or a tuple with it in front) of the shape that came in. One that ran several times did so on
+    inputs of which none was computed from another: those of a network that is called once more. A ReLU after the
+    addition is no hindrance where the input has been through one already.
     """
     made_by = _makers(record)
     found = {
-        call.path: _block(call) for call in _calls_once(record) if _leads_to(call.output, call.input, made_by)
+        path: _block(calls[0])
+        for path, calls in _calls_alike(record).items()
+        if all(_leads_to(c.output, c.input, made_by) for c in calls) and _are_apart(calls, made_by)
     }
     return {path: block for path, block in found.items() if not _inside(found, path)}
 
@@ -63,13 +66,14 @@ def find_branches(record: Record) -> dict[str, Block]:
     """Return the modules whose output is added to what their input was computed from, by path.
 
     Where several do so by one addition, as an attention and its output projection, it is the outermost; one that has
-    such additions inside of it is none. Each ran exactly once, and returned the shape that came in.
+    such additions inside of it is none. Each returned the shape that came in, and ran as `find_blocks` says.
     """
     made_by, users = _makers(record), _users(record)
-    found: dict[int, Block] = {}
-    for call in _calls_once(record):  # inner calls return first, so outer ones take their place
-        if (addition := _added_to(call, users, made_by)) is not None:
-            found[id(addition)] = _block(call, is_branch=True)
+    found: dict[tuple[int, ...], Block] = {}
+    for calls in _calls_alike(record).values():  # inner calls return first, so outer ones take their place
+        additions = [_added_to(call, users, made_by) for call in calls]
+        if None not in additions and _are_apart(calls, made_by):
+            found[tuple(map(id, additions))] = _block(calls[0], is_branch=True)
     by_path = {block.path: block for block in found.values()}
     return {path: block for path, block in by_path.items() if not _inside(by_path, path)}
 
@@ -85,19 +89,28 @@ def _inside(paths: Mapping[str, Block], path: str) -> bool:
     return any(other.startswith(f"{path}.") for other in paths)
 
 
-def _calls_once(record: Record) -> list[ModuleCall]:
-    """Return the calls of modules with parameters that ran once, and whose output has the shape of their input."""
-    num_calls: dict[str, int] = {}
+def _calls_alike(record: Record) -> dict[str, list[ModuleCall]]:
+    """Return the calls of each module with parameters whose outputs have the shapes of their inputs, by path."""
+    calls: dict[str, list[ModuleCall]] = {}
     for call in record.calls:
-        num_calls[call.path] = num_calls.get(call.path, 0) + 1
-    return [
-        call
-        for call in record.calls
-        if call.path
-        and num_calls[call.path] == 1
-        and _is_alike(call)
-        and any(True for _ in call.module.parameters())
-    ]
+        calls.setdefault(call.path, []).append(call)
+    return {
+        path: found
+        for path, found in calls.items()
+        if path
+        and all(map(_is_alike, found))
+        and len({(call.num_outputs, call.argument) for call in found}) == 1
+        and any(True for _ in found[0].module.parameters())
+    }
+
+
+def _are_apart(calls: Sequence[ModuleCall], made_by: Makers) -> bool:
+    """Whether no call of a module was computed from what another one has returned."""
+    return not any(
+        _depends(later.input, [c.output for c in calls[:place] if c.output is not None], made_by)
+        for place, later in enumerate(calls)
+        if place and later.input is not None
+    )
 
 
 def _is_alike(call: ModuleCall) -> bool:
@@ -155,7 +168,7 @@ def _added_to(call: ModuleCall, users: Mapping[int, list[Op]], made_by: Makers) 
         op = follow[0]
         if op.name == "add":
             stream = stream_of(op.name, op.args, op.kwargs, tensor)
-            return op if stream is not None and _depends(call.input, stream, made_by) else None
+            return op if stream is not None and _depends(call.input, [stream], made_by) else None
         if op.name not in LINEAR or not op.outputs or op.outputs[0][0].shape != call.output.shape:
             return None
         tensor = op.outputs[0][0]
@@ -170,12 +183,12 @@ def stream_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], branch:
     return other if isinstance(other, Tensor) and other.shape == branch.shape else None
 
 
-def _depends(tensor: Tensor, source: Tensor, made_by: Makers) -> bool:
-    """Whether a tensor was computed from another one."""
-    seen, waiting = set[int](), [tensor]
+def _depends(tensor: Tensor, sources: Sequence[Tensor], made_by: Makers) -> bool:
+    """Whether a tensor was computed from one of some others."""
+    seen, waiting, ids = set[int](), [tensor], set(map(id, sources))
     while waiting:
         found = waiting.pop()
-        if found is source:
+        if id(found) in ids:
             return True
         if id(found) not in seen and (op := made_by.get(id(found))) is not None:
             waiting += [t for t, _ in op.inputs]

@@ -29,6 +29,7 @@ from lightning_prune.model.block_budget import CostWithout, check_depth_reach, c
 from lightning_prune.model.block_scores import score_blocks, scored_in
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.influence import Influence
+from lightning_prune.model.joint_calls import parts_of
 from lightning_prune.model.skipping import settle_blocks
 from lightning_prune.model.statistics import Statistics
 from lightning_prune.model.surgery import execute_
@@ -61,7 +62,7 @@ class DepthPruner:
         self.num_groups = len(self.blocks)
         self.scored = {} if recipe.by_influence else scored_in(model, self.blocks)
         self.statistics = (
-            Influence(model, self.blocks, call.module)
+            Influence(model, self.blocks, parts_of(call.module))
             if recipe.by_influence
             else Statistics(model, self.scored, required_statistics(recipe.criterion))
         )
@@ -105,7 +106,8 @@ class DepthPruner:
         advice = f' Layer(unit="{other}") finds {listed(others, num_shown=5)}.' if others else ""
         raise ValueError(
             f"`granularity` {self.granularity} leaves out residual {what}, but {type(self.model).__name__} has none "
-            f"that can go: a module that runs once and {how}, in the same shape.{advice}"
+            f"that can go: a module that {how}, in the same shape, and does not run again on what it has returned."
+            f"{advice}"
         )
 
     def forget(self) -> None:

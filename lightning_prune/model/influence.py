@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -28,12 +28,12 @@ class Influence(Statistics):
     Args:
         model: the module that holds the blocks.
         blocks: by path.
-        called: the module that was traced when the blocks were found, `model` or a part of it.
+        called: the modules that were traced when the blocks were found, `model` or parts of it.
     """
 
-    def __init__(self, model: nn.Module, blocks: Mapping[str, Block], called: nn.Module) -> None:
+    def __init__(self, model: nn.Module, blocks: Mapping[str, Block], called: Iterable[nn.Module]) -> None:
         super().__init__(model, {}, ())
-        self.blocks, self.called = dict(blocks), called
+        self.blocks, self.called = dict(blocks), list(dict.fromkeys(called))
         self.modules = {path: model.get_submodule(path) for path in blocks}
         self.clear()
 
@@ -49,8 +49,9 @@ class Influence(Statistics):
         with ExitStack() as stack:
             if any(block.is_branch for block in self.blocks.values()):
                 stack.enter_context(plain_kernels())
-                stack.callback(self.called.register_forward_pre_hook(additions.begin).remove)
-                stack.callback(self.called.register_forward_hook(additions.end, always_call=True).remove)
+                for part in self.called:
+                    stack.callback(part.register_forward_pre_hook(additions.begin).remove)
+                    stack.callback(part.register_forward_hook(additions.end, always_call=True).remove)
             for path, block in self.blocks.items():
                 see = additions.follow if block.is_branch else self._see
                 hook = partial(see, path, block.argument)
@@ -94,14 +95,19 @@ class _Additions(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen_by = seen_by
         self.followed: dict[int, tuple[str, Tensor]] = {}
+        self.num_open = 0  # calls, of which one may be made within another
 
     def begin(self, *_: Any) -> None:
-        self.followed = {}
-        self.__enter__()  # type: ignore[no-untyped-call]
+        if not self.num_open:
+            self.followed = {}
+            self.__enter__()  # type: ignore[no-untyped-call]
+        self.num_open += 1
 
     def end(self, *_: Any) -> None:
-        self.followed = {}
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.num_open -= 1
+        if not self.num_open:
+            self.followed = {}
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def follow(self, path: str, _: str | None, __: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         tensor = _first(output)

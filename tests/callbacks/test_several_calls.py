@@ -16,6 +16,7 @@ from lightning_prune import (
     Budget,
     Channel,
     InitialPruning,
+    Layer,
     Magnitude,
     PostTrainingPruning,
     SparsityMonitor,
@@ -417,3 +418,58 @@ def test_a_module_that_the_call_does_not_reach_is_named():
         shrink(Branches(), torch.ones(2, 8), 0.5)
     plan = shrink(small := Branches(), torch.ones(2, 8), 0.5, exclude=["hard"])
     assert plan.slices and small.hard.in_features == 16
+
+
+class Adds(nn.Module):
+    """A pre-norm block of one branch."""
+
+    def __init__(self, width, is_small=False):
+        super().__init__()
+        self.norm, self.branch = nn.LayerNorm(width), nn.Sequential(nn.Linear(width, width), nn.GELU())
+        if is_small:
+            nn.init.normal_(self.branch[0].weight, std=1e-3)
+            nn.init.zeros_(self.branch[0].bias)
+
+    def forward(self, x):
+        return x + self.branch(self.norm(x))
+
+
+class DeepAutoEncoder(AutoEncoder):
+    """The encoder's second and the decoder's third block add next to nothing; the encoder is called on two inputs."""
+
+    def __init__(self, is_siamese=False):
+        super().__init__()
+        self.is_siamese = is_siamese
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(*(Adds(32, place == 1) for place in range(4)), nn.Linear(32, 8))
+        self.decoder = nn.Sequential(*(Adds(8, place == 2) for place in range(4)), nn.Linear(8, 32))
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss + self.encoder(batch[0][:4].flip(0)).square().mean() if self.is_siamese else loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-4)
+
+
+@pytest.mark.parametrize("unit", ["block", "branch"])
+@pytest.mark.parametrize("is_siamese", [False, True])
+def test_blocks_of_all_modules_that_a_step_calls_compete(is_siamese, unit, tmp_path):
+    fit = trainer(PostTrainingPruning(2 / 8, granularity=Layer(unit=unit)), default_root_dir=tmp_path)
+    fit.fit(module := DeepAutoEncoder(is_siamese), images(), images())
+    inside = "" if unit == "block" else ".branch"
+    (plan,) = plans_of(module)
+    assert set(plan.replaced) == {f"encoder.1{inside}", f"decoder.2{inside}"}
+    fit.save_checkpoint(tmp_path / "small.ckpt")
+    loaded = load_pruned(DeepAutoEncoder, tmp_path / "small.ckpt", is_siamese=is_siamese)
+    x = torch.rand(3, 32)
+    assert torch.equal(loaded.decoder(loaded.encoder(x)), module.decoder(module.encoder(x)))
+
+
+def test_a_budget_of_blocks_counts_the_work_of_all_calls(tmp_path):
+    monitor = SparsityMonitor(latency=False, show=False)
+    callback = PostTrainingPruning(budget=Budget(macs=0.6, tolerance=0.05), granularity=Layer())
+    trainer(callback, monitor, default_root_dir=tmp_path).fit(DeepAutoEncoder(), images(), images())
+    before, after = monitor.report.cost_before.macs, monitor.report.cost_after.macs
+    assert before == 8 * (4 * 32 * 32 + 2 * 32 * 8 + 4 * 8 * 8)
+    assert after / before == pytest.approx(0.6, abs=0.05)

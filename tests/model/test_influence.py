@@ -33,7 +33,7 @@ def test_it_is_one_minus_the_mean_cosine_over_all_batches(make, path, x, dim):
     model(x)
     hook.remove()
     blocks = trace(model, (x,)).blocks
-    found = Influence(model, {path: blocks[path]}, model)
+    found = Influence(model, {path: blocks[path]}, [model])
     calibrate(found, model, [x[:1], x[1:]])  # of unlike size: each position counts once
     assert found.influence()[path] == pytest.approx(formula(seen["x"], seen["y"], dim).mean(), abs=1e-9)
     found.clear()
@@ -50,7 +50,7 @@ def test_of_a_branch_it_is_how_the_stream_turns():
     expected = formula(seen["stream"], seen["stream"] + seen["branch"], -1).mean()
     branches = trace(model, (x,)).branches
     assert list(branches) == [f"blocks.{i}.attention" for i in range(4)]
-    found = Influence(model, branches, model)
+    found = Influence(model, branches, [model])
     calibrate(found, model, [x[:1], x[1:]])
     assert expected > 1e-6 and found.influence()["blocks.1.attention"] == pytest.approx(expected, abs=1e-9)
 

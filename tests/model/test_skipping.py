@@ -286,7 +286,7 @@ def test_the_other_unit_is_suggested_where_it_finds_some():
     encoder = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
     with pytest.raises(ValueError, match=r'none that can go.* Layer\(unit="branch"\) finds 1.self_attn\.$'):
         shrink(encoder, X.view(1, 5, 4), 0.5, granularity=Layer())
-    with pytest.raises(ValueError, match="in the same shape.$"):
+    with pytest.raises(ValueError, match="on what it has returned.$"):
         shrink(nn.Linear(4, 4), X, 0.5, granularity=Layer())
 
 
