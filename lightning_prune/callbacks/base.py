@@ -152,14 +152,14 @@ class PruningCallback(L.Callback):
         trained: Container[int] | None = None,
     ) -> AnyPruner:
         """Return the pruner of coupled groups, which show in a call of the model; all processes go by the first."""
-        call, tried = example_call(trainer, module, batches)
+        call, shown = example_call(trainer, module, batches)
         for monitor in self._monitors(trainer):
             monitor.note_call(trainer, module, call)
         pruner = pruner_of(module, self.recipe, call, trained)
         if trainer.world_size > 1 and not isinstance(pruner, Pruner):
             pruner.agree = pruner.copies.agree = trainer.strategy.broadcast
         if isinstance(pruner, GroupPruner) and (self.shrinks or self.turn != 1) and self._before is None:
-            self._warn(*keep_what_steps_need(module, pruner, tried))
+            self._warn(*keep_what_steps_need(module, pruner, shown))
         self._warn(*modules_not_run(pruner))
         if isinstance(pruner, GroupPruner) and (folder := local_folder_of(trainer)) is not None:
             pruner.contest.measured = Measured(folder / LATENCIES)

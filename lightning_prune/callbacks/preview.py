@@ -16,7 +16,7 @@ from lightning_prune.callbacks.sparse_training import SparseTraining
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import check_can_shrink
 from lightning_prune.callbacks.timetable import times_of
-from lightning_prune.callbacks.trial import first_batch, first_call
+from lightning_prune.callbacks.trial import first_batch, first_call, with_more
 from lightning_prune.core.types import Couples
 from lightning_prune.model.calls import Call
 from lightning_prune.model.copies import copied
@@ -66,7 +66,8 @@ def preview(
     troubles: list[str] = []
     small = copied(model)
     loader, batch = first_batch(data, model, troubles)
-    call = None if batch is None else first_call(small, batch, trainer, troubles)
+    batches = with_more(batch, loader, model)
+    call = None if batch is None else first_call(small, batches, trainer, troubles)
     if pruning is None:
         cost = measure(small, call, latency=False, compress=False)
         name = type(model).__name__

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_prune.callbacks.own_steps import silenced, step_of
+from lightning_prune.callbacks.structure import Shown
 from lightning_prune.graph import Choice
 from lightning_prune.model.averages import Verdict
 from lightning_prune.model.calls import undisturbed
@@ -17,9 +18,7 @@ from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.tried import first_unfit
 
 
-def keep_what_steps_need(
-    module: L.LightningModule, pruner: GroupPruner, batches: Sequence[Any]
-) -> Iterator[str]:
+def keep_what_steps_need(module: L.LightningModule, pruner: GroupPruner, shown: Shown) -> Iterator[str]:
     """Leave groups whole with which a step fails once they are smaller, and yield what is to be said of each.
 
     A step may use a weight outside of any call (`F.linear(h, self.encoder.weight.t())`), or a table that is as wide as
@@ -29,7 +28,7 @@ def keep_what_steps_need(
     Args:
         module: the whole model.
         pruner: of it.
-        batches: the last is what the steps are tried on.
+        shown: has the batches that the steps are tried on, those that show what is called.
 
     Raises:
         ValueError: nothing is left to prune, or a budget is out of reach of what is.
@@ -37,7 +36,8 @@ def keep_what_steps_need(
     names = ("training_step", "validation_step") if module.automatic_optimization else ("validation_step",)
     for name in (name for name in names if is_overridden(name, module)):
         is_told = pruner.call.is_training and name == "training_step"
-        run = partial(_run, module, step_of(module, batches, is_told=is_told, name=name), batches[-1])
+        step = step_of(module, shown.batches, is_told=is_told, name=name)
+        run = partial(_run, module, step, shown.telling or shown.batches[-1:])
         is_known = name == names[0]  # that step has shown the calls
         seen = set[tuple[Any, str]]()
         while found := first_unfit(pruner.couplings, _half(pruner), run, pruner.agree, is_known=is_known):
@@ -71,6 +71,7 @@ def _alike(pruner: GroupPruner, name: str, seen: set[tuple[Any, str]]) -> list[s
     return found
 
 
-def _run(module: L.LightningModule, step: Any, batch: Any) -> None:
+def _run(module: L.LightningModule, step: Any, batches: Sequence[Any]) -> None:
     with undisturbed(module), silenced(module):
-        step(module, batch)
+        for batch in batches:
+            step(module, batch)

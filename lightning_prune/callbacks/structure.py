@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.graph.sandbox import mode_of_training
 from lightning_prune.model.calls import Call, undisturbed
-from lightning_prune.model.joint_calls import capture_step, joined, parts_of
+from lightning_prune.model.joint_calls import as_one, capture_step, is_all_reached, joined, parts_of
 from lightning_prune.model.record import HOOK, shrink_to_
 
 
@@ -110,42 +110,99 @@ def rewrap_(trainer: L.Trainer, module: L.LightningModule) -> None:
         strategy.model = strategy._setup_model(module)
 
 
-def example_call(
-    trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any]
-) -> tuple[Call, list[Any]]:
-    """Return the call of the model that the module's own step makes for a batch; that of one process for all.
+@dataclass(frozen=True)
+class Shown:
+    """What the steps of a module have shown on some batches.
+
+    Args:
+        call: of the model, several as one; None where the steps made none.
+        batches: that were tried, in their order.
+        telling: those of them that the call was made for.
+    """
+
+    call: Call | None
+    batches: list[Any]
+    telling: list[Any]
+
+
+def example_call(trainer: L.Trainer, module: L.LightningModule, batches: Iterable[Any]) -> tuple[Call, Shown]:
+    """Return the calls of the model that the module's own step makes for some batches; those of one process for all.
 
     Args:
         trainer: whose processes they are.
         module: the whole model.
-        batches: the first is taken for which the step calls the model; it may skip some.
+        batches: as for `see_calls`.
 
     Returns:
-        The call, and the batches up to the one that it was made for.
+        The call, and what was seen by this process.
 
     Raises:
         ValueError: the step calls no submodule with parameters.
     """
-    call, tried = None, list[Any]()
-    for batch in batches:
-        tried.append(batch)
-        if (call := call_of_step(module, batch, tried)) is not None:
-            break
+    is_alone = trainer.world_size == 1
+    shown = see_calls(module, batches, agree=bool if is_alone else trainer.strategy.broadcast)
+    call = shown.call if is_alone else _of_first(trainer, module, shown.call)
     if call is None:
         raise ValueError(
             f"`granularity` of coupled groups follows a call of the model, but a step of {type(module).__name__} "
-            f"called no module that has parameters, for none of {len(tried)} batches. What runs under torch.func, as "
-            "with vmap, is not followed."
+            f"called no module that has parameters, for none of {len(shown.batches)} batches. What runs under "
+            "torch.func, as with vmap, is not followed."
         )
-    if trainer.world_size == 1:
-        return call, tried
-    paths = {part: path for path, part in module.named_modules()}
-    names = [paths[part] for part in parts_of(call.module)]
-    shared = names, call.is_training, (call.args, dict(call.kwargs))
-    names, is_training, arguments = trainer.strategy.broadcast(shared)
+    return call, shown
+
+
+def _of_first(trainer: L.Trainer, module: L.LightningModule, call: Call | None) -> Call | None:
+    """Return the call that the first process has seen."""
+    facts: Any = None
+    if call is not None:
+        paths = {part: path for path, part in module.named_modules()}
+        ran = None if call.ran is None else [path for part, path in paths.items() if part in call.ran]
+        names = [paths[part] for part in parts_of(call.module)]
+        facts = names, (call.args, dict(call.kwargs)), call.autocast, ran, call.is_training
+    facts = trainer.strategy.broadcast(facts)
+    if facts is None:
+        return None
+    names, arguments, autocast, ran, is_training = facts
     args, kwargs = trainer.strategy.batch_to_device(arguments, dataloader_idx=0)
     called = joined([module.get_submodule(name) for name in names])
-    return replace(call, module=called, args=args, kwargs=kwargs, is_training=is_training), tried
+    modules = None if ran is None else {module.get_submodule(path) for path in ran}
+    return Call(called, args, kwargs, autocast, modules, is_training)
+
+
+def see_calls(
+    module: L.LightningModule, batches: Iterable[Any], agree: Callable[[bool], bool] = bool
+) -> Shown:
+    """See which calls a module's own steps make, on the first batch for which there are any.
+
+    Where something that is trained did not run, as another task's head, more batches are looked at, and calls are taken
+    along that run what had not run before. An error tells nothing there.
+
+    Args:
+        module: the whole model.
+        batches: the steps may skip some.
+        agree: whether one process has seen enough -> whether all have, which run the same number of steps.
+    """
+    calls, tried, telling = list[Call](), list[Any](), list[Any]()
+    waiting, end = iter(batches), object()
+    while True:
+        if (batch := next(waiting, end)) is not end:
+            tried.append(batch)
+            with suppress(Exception) if calls else nullcontext():
+                call = call_of_step(module, batch, tried)
+                if call is not None and not (calls and _ran(calls).issuperset(call.ran or ())):
+                    calls.append(call)
+                    telling.append(batch)
+        if agree(batch is end or _is_enough(module, calls)):
+            return Shown(as_one(calls) if calls else None, tried, telling)
+
+
+def _is_enough(module: L.LightningModule, calls: Sequence[Call]) -> bool:
+    is_seen = all(call.ran is not None for call in calls)
+    return bool(calls) and (not is_seen or is_all_reached(module, _ran(calls)))
+
+
+def _ran(calls: Iterable[Call]) -> set[nn.Module]:
+    return {part for call in calls for part in call.ran or ()}
 
 
 def call_of_step(module: L.LightningModule, batch: Any, batches: Sequence[Any] = ()) -> Call | None:

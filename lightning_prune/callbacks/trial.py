@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import lightning as L
 
+from lightning_prune.callbacks.evaluation import NUM_EXAMPLES
 from lightning_prune.callbacks.own_steps import silenced, step_of
-from lightning_prune.callbacks.structure import call_of_step
+from lightning_prune.callbacks.structure import see_calls
 from lightning_prune.model.calibration import calibrate
 from lightning_prune.model.calls import Call, random_states_kept, undisturbed
 from lightning_prune.model.gradients import FLOW
@@ -33,18 +36,26 @@ def first_batch(data: Any, model: L.LightningModule, troubles: list[str]) -> tup
     return loader, batch
 
 
+def with_more(batch: Any, loader: Any, model: L.LightningModule) -> Iterator[Any]:
+    """Yield the first batch of a loader, and those after it only where they are wanted."""
+    yield batch
+    with random_states_kept(next((p.device for p in model.parameters()), model.device)):
+        more = list(islice(iter(loader), 1, NUM_EXAMPLES))
+    yield from more
+
+
 def first_call(
-    module: L.LightningModule, batch: Any, trainer: L.Trainer | None, troubles: list[str]
+    module: L.LightningModule, batches: Iterable[Any], trainer: L.Trainer | None, troubles: list[str]
 ) -> Call | None:
-    """Return the call of the model that its own step makes for a batch, on the CPU or where the model is."""
+    """Return the calls of the model that its own step makes for some batches, on the CPU or where the model is."""
     from lightning.pytorch.utilities import move_data_to_device
 
     module._trainer = trainer
+    device = next((p.device for p in module.parameters()), module.device)
     try:
-        moved = move_data_to_device(batch, next((p.device for p in module.parameters()), module.device))
-        call = call_of_step(module, moved)
+        call = see_calls(module, (move_data_to_device(batch, device) for batch in batches)).call
     except Exception as error:  # whatever a user's step raises
-        troubles.append(f"`training_step` does not run on the first batch: {type(error).__name__}: {error}")
+        troubles.append(f"`training_step` does not run on the first batches: {type(error).__name__}: {error}")
         return None
     finally:
         module._trainer = None

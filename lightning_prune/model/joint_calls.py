@@ -76,6 +76,37 @@ def joined(parts: Sequence[nn.Module]) -> nn.Module:
     return parts[0] if len(parts) == 1 else Calls(parts)
 
 
+def as_one(calls: Sequence[Call]) -> Call:
+    """Return some calls as one, which makes them all; of these, some may be several already.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> calls = [Call(layer, (torch.zeros(num, 2),), {}) for num in (5, 7)]
+        >>> [tuple(y.shape) for y in as_one([as_one(calls), calls[0]])()]
+        [(5, 3), (7, 3), (5, 3)]
+    """
+    single = [part for call in calls for part in _single(call)]
+    if len(single) == 1:
+        return single[0]
+    first = single[0].autocast
+    shared = first if all(call.autocast == first for call in single) else None
+    args = tuple((c.args, dict(c.kwargs), None if shared else c.autocast) for c in single)
+    seen = [call.ran for call in calls if call.ran is not None]
+    ran = frozenset[nn.Module]().union(*seen) if len(seen) == len(calls) else None
+    is_training = any(call.is_training for call in calls)
+    return Call(Calls([call.module for call in single]), args, {}, shared, ran, is_training)
+
+
+def _single(call: Call) -> list[Call]:
+    if not isinstance(call.module, Calls):
+        return [call]
+    modules = call.module.modules_in_order
+    return [
+        replace(call, module=module, args=args, kwargs=kwargs, autocast=call.autocast or own)
+        for module, (args, kwargs, own) in zip(modules, call.args, strict=True)
+    ]
+
+
 class StepCalls:
     """What a step calls from outside of any other call: modules that are trained, each once for each shape.
 
@@ -108,12 +139,7 @@ class StepCalls:
         found = self._that_count
         if (largest := self.largest) is None or not found:
             return largest
-        if len(found) == 1:
-            return replace(found[0], ran=largest.ran)
-        first = found[0].autocast
-        shared = first if all(call.autocast == first for call in found) else None
-        args = tuple((c.args, dict(c.kwargs), None if shared else c.autocast) for c in found)
-        return Call(Calls([call.module for call in found]), args, {}, shared, largest.ran)
+        return as_one([replace(call, ran=largest.ran) for call in found])
 
     @property
     def _that_count(self) -> list[Call]:
@@ -211,3 +237,30 @@ def not_called(model: nn.Module, used: Container[str], exempt: Sequence[str] = (
         if path and trained and all(id(p) not in known for p in trained):
             found.append(path)
     return found
+
+
+def is_all_reached(model: nn.Module, ran: Container[nn.Module]) -> bool:
+    """Whether all submodules have run that have trained parameters of their own.
+
+    What is within torch's own modules counts as they do: an attention never calls its output projection.
+
+    Args:
+        model: the whole model.
+        ran: the modules that have run.
+
+    Example:
+        >>> net = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "head": nn.Linear(4, 2)})
+        >>> is_all_reached(net, {net["attention"]}), is_all_reached(net, {*net.values()})
+        (False, True)
+    """
+    settled: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if not path or path.startswith(settled):
+            continue
+        has_own = any(p.requires_grad for p in module.parameters(recurse=False))
+        if has_own and module not in ran:
+            return False
+        is_torch = type(module).__module__.startswith("torch.nn.modules")
+        if is_torch and module in ran and not isinstance(module, nn.Sequential):
+            settled += (f"{path}.",)
+    return True

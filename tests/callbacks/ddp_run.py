@@ -67,6 +67,7 @@ SMALLER = {
     "activations": {**COUPLED, "shrink": "update", "criterion": APoZ()},
     "never": {**COUPLED, "shrink": "never"},
     "calls": COUPLED,
+    "tasks": COUPLED,
     # each process measures times of its own
     "latency": {**COUPLED, "sparsity": None, "budget": Budget(latency=0.7, tolerance=0.5)},
 }
@@ -115,6 +116,20 @@ class InTwo(Sharded):
         return F.cross_entropy(self.head(self.body(batch[0])), batch[1])
 
 
+class InTasks(Sharded):
+    """Each batch runs one of two heads, which is another one on each rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(8, 4)
+
+    def forward(self, x, is_other=False):
+        return (self.other if is_other else self.head)(self.body(x))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0], (batch_idx + self.global_rank) % 2 == 1), batch[1])
+
+
 class Collapsing(Sharded):
     """What the first process measures collapses with half of the head, and what the others measure never does."""
 
@@ -130,18 +145,19 @@ def run(case: str, folder: Path, ckpt_path: Path | None = None) -> None:
     guards = [CollapseGuard(0.2, monitor="val/acc")] if case == "guard" else []
     checkpoint = ModelCheckpoint(folder / case, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     first, world = First(callback), int(os.environ.get("WORLD_SIZE", "1"))
+    has_all = world == 2 and case != "tasks"
     fit = trainer(
         callback,
         checkpoint,
         first,
         *guards,
         max_epochs=2,
-        strategy="auto" if world == 1 else "ddp" if world == 2 else "ddp_find_unused_parameters_true",
+        strategy="auto" if world == 1 else "ddp" if has_all else "ddp_find_unused_parameters_true",
         devices=world,
         use_distributed_sampler=False,
         default_root_dir=folder / case,
     )
-    module = Collapsing() if guards else InTwo() if case == "calls" else Sharded()
+    module = Collapsing() if guards else {"calls": InTwo, "tasks": InTasks}.get(case, Sharded)()
     torch.manual_seed(fit.global_rank)  # dropout differs between the ranks
     fit.fit(module, val_dataloaders=data(), ckpt_path=ckpt_path)
     save(fit, module, callback, folder / f"{case}-{'resumed' if ckpt_path else 'whole'}", first.masks)

@@ -212,3 +212,10 @@ def test_a_checkpoint_of_four_ranks_goes_on_in_one_process(four):
     run("magnitude", four / "to_one", path)
     found = state(four / "to_one", "magnitude", 0, "resumed")
     check_goes_on(saved_masks(path), found["first"], found)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_other_batches_run_on_other_ranks_follows(folder, rank):
+    weights = state(folder, "tasks", rank)["weights"]
+    assert weights["head.weight"].shape == weights["other.weight"].shape
+    assert weights["other.weight"].shape[1] == len(weights["body.4.bias"]) < 8

@@ -22,6 +22,7 @@ from lightning_prune import (
     SparsityMonitor,
     TrainTimePruning,
     load_pruned,
+    preview,
     shrink,
 )
 from lightning_prune.model.history import plans_of
@@ -473,3 +474,66 @@ def test_a_budget_of_blocks_counts_the_work_of_all_calls(tmp_path):
     before, after = monitor.report.cost_before.macs, monitor.report.cost_after.macs
     assert before == 8 * (4 * 32 * 32 + 2 * 32 * 8 + 4 * 8 * 8)
     assert after / before == pytest.approx(0.6, abs=0.05)
+
+
+def by_tasks():
+    """The batches of `data`, by turns of one task and of another, which the first feature tells."""
+    loader = data()
+    loader.dataset.inputs[:, 0] = 1 - 2 * (torch.arange(48) // 8 % 2)
+    return loader
+
+
+class Tasks(Toy):
+    """Each batch is of one task, and runs its head alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleDict({name: self.new_head() for name in ("easy", "hard")})
+        del self.head
+
+    def new_head(self):
+        return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+
+    def forward(self, x):
+        return self.heads["easy" if x[0, 0] > 0 else "hard"](self.body(x))
+
+
+class SavesAtStep(L.Callback):
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("step", [4, 9])
+@pytest.mark.parametrize("target", [{"sparsity": 0.5, "shrink": "update"}, {"budget": Budget(macs=0.5)}])
+@pytest.mark.filterwarnings("error:`heads")
+def test_what_other_batches_run_follows_and_a_resumed_run_sees_the_same(target, step, tmp_path):
+    def fitted(path=None):
+        saving = [SavesAtStep(tmp_path / "half.ckpt", step)] if path is None else []
+        fit = trainer(TrainTimePruning(**target, **CHANNELS), *saving)
+        fit.fit(module := Tasks(), by_tasks(), by_tasks(), ckpt_path=path)
+        assert fit.global_step == 24
+        return module.state_dict()
+
+    straight, resumed = fitted(), fitted(tmp_path / "half.ckpt")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
+    trunk = len(straight["body.4.bias"])
+    for head in ("easy", "hard"):
+        assert straight[f"heads.{head}.0.weight"].shape[1] == trunk < 8
+        assert len(straight[f"heads.{head}.0.bias"]) < 12
+
+
+@pytest.mark.parametrize("kind", [PostTrainingPruning, InitialPruning])
+def test_what_other_batches_run_follows_outside_of_training(kind):
+    trainer(kind(0.5, criterion=Magnitude(), **CHANNELS)).fit(module := Tasks(), by_tasks(), by_tasks())
+    trunk = module.body[4].out_features
+    assert {head[0].in_features for head in module.heads.values()} == {trunk} and trunk < 8
+
+
+def test_a_preview_tells_of_what_other_batches_run():
+    found = preview(TrainTimePruning(0.5, granularity=Channel(multiple_of=1)), Tasks(), by_tasks())
+    after = {layer.name: layer.shape_after for layer in found.layers}
+    assert found.is_fine and after["heads.easy.0.weight"][1] == after["heads.hard.0.weight"][1] < 8

@@ -218,7 +218,7 @@ def test_a_checkpoint_is_pruned_exactly_as_foretold(tmp_path):
             ["pruning=one_shot", "pruning.checkpoint=best"],
             ['`checkpoint` is "best" only with a ModelCheckpoint'],
         ),
-        (["pruning=gradual", "+model.in_channels=3"], ["`training_step` does not run on the first batch"]),
+        (["pruning=gradual", "+model.in_channels=3"], ["`training_step` does not run on the first batches"]),
         (["pruning=depth"], ["has none that can go"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
