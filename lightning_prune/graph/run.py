@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from lightning_prune.graph.fakes import AllFake
 from lightning_prune.graph.sandbox import buffers_kept, mode_of_training, plain_kernels, untouched
 
 
@@ -54,6 +55,7 @@ def stage(
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(_quiet(logging.getLogger("torch._subclasses.fake_tensor")))
+            stack.enter_context(AllFake(mode))
             convert = mode.from_tensor
         yield tree_map_only(Tensor, convert, (args, dict(kwargs)))
 
