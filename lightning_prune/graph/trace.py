@@ -45,6 +45,8 @@ class Tracer:
         self.path: list[str] = [""]
         self.used: set[int] = set()
         """Ids of what operations have read, silent ones too."""
+        self.returned: dict[int, str] = {}
+        """Id of what an outermost module has returned -> its path."""
         for tensor in named.values():
             self.enter(tensor, _types_of_state(tensor))
         self.record = Record({name: (tensor, self.types(tensor)) for name, tensor in named.items()})
@@ -137,7 +139,8 @@ def _record(run: Run, *, fake: bool) -> Record:
         stack.enter_context(PythonCalls(tracer))
         output = run.model(*args, **kwargs)
         for tensor in tensors_in(output):
-            freeze_all(tracer.types(tensor), "output of the model")
+            path = None if run.model in run.paths else tracer.returned.get(id(tensor))
+            freeze_all(tracer.types(tensor), f"output of `{path}`" if path else "output of the model")
     for tensor, types in tracer.record.tensors.values():
         if id(tensor) not in tracer.used:
             freeze_all(types, "no part of the traced call")
@@ -169,6 +172,8 @@ def _calls_followed(tracer: Tracer, paths: Mapping[nn.Module, str]) -> Iterator[
 
     def leave(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         path = tracer.path.pop()
+        if len(tracer.path) == 1:
+            tracer.returned |= {id(tensor): path for tensor in tensors_in(output)}
         names = [] if args else [name for name, value in kwargs.items() if isinstance(value, Tensor)]
         first = args[0] if args else kwargs[names[0]] if names else None
         result = output[0] if isinstance(output, (tuple, list)) and output else output

@@ -12,7 +12,7 @@ from lightning_prune.model.contest import Contest
 from lightning_prune.model.targets import computed_layers, said_of_computed
 
 NEVER = {"kernel of a convolution", "vocabulary of an embedding"}  # no granularity prunes along those
-USUAL = {"output of the model", "input of the model or a constant"}  # every model has them: they come last
+USUAL = ("output of ", "input of the model or a constant")  # every model has them: they come last
 
 
 def nothing_found(model: nn.Module, contest: Contest, dropped: Mapping[str, str]) -> str:
@@ -61,4 +61,6 @@ def _frozen(contest: Contest) -> dict[str, str]:
         counts = contest.dims is None or int(dim) in contest.dims.get(tensor, ())
         if tensor in contest.scored and counts and reason not in NEVER:
             found[place] = reason
-    return dict(sorted(found.items(), key=lambda entry: set(entry[1].split("; ")) <= USUAL))
+    return dict(
+        sorted(found.items(), key=lambda entry: all(r.startswith(USUAL) for r in entry[1].split("; ")))
+    )

@@ -86,6 +86,11 @@ def test_encoder_and_decoder_become_smaller_and_what_lies_between_stays(shrink_a
     assert encoder[0].out_features + decoder[0].out_features == pytest.approx(22, abs=1)
     assert encoder[0].out_features < 24 and decoder[0].out_features < 20
     assert (encoder[2].out_features, decoder[0].in_features, decoder[2].out_features) == (4, 4, 32)
+    frozen = callback.pruner.couplings.frozen
+    assert (frozen["encoder.2.bias[0]"], frozen["decoder.2.bias[0]"]) == (
+        "output of `encoder`",
+        "output of `decoder`",
+    )
     fit.save_checkpoint(tmp_path / "small.ckpt")
     loaded = load_pruned(AutoEncoder, tmp_path / "small.ckpt")
     x = torch.rand(3, 32)
