@@ -28,7 +28,7 @@ from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.prices import Measured
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.ranks import check_agreement
-from lightning_prune.model.shortfall import shortfall
+from lightning_prune.model.shortfall import said_of_thin, shortfall
 from lightning_prune.model.shrinking import AnyPruner, pruner_of, sparsities_of
 from lightning_prune.model.unpruned import modules_not_run
 from lightning_prune.report.progress import showing
@@ -141,8 +141,8 @@ class PruningCallback(L.Callback):
         update["layers"] = sparsities_of(self.pruner)
         self._check_agreement({"the record of the update": update})
         self.updates.append(update)
-        if fraction >= 1.0 and (missed := shortfall(self.pruner)):
-            self._warn(missed)
+        if fraction >= 1.0:
+            self._warn(*(said for said in (shortfall(self.pruner), said_of_thin(self.pruner)) if said))
 
     def _coupled(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import lightning as L
@@ -42,7 +42,7 @@ def check_alone(callback: PruningCallback, trainer: L.Trainer, pruner: AnyPruner
         if shared := [ours[id(p)] for p in other.pruner.targets.values() if id(p) in ours]:
             raise ValueError(
                 f"`callbacks` prune weights of their own each, but got {_shown(other)} and {_shown(callback)} for "
-                f"{listed(shared)}: {advice}."
+                f"{listed(shared)}: {advice}.{_said_of_inputs(shared, (pruner, other.pruner))}"
             )
 
 
@@ -92,6 +92,22 @@ def _advice(callback: PruningCallback, other: PruningCallback) -> str | None:
     if callback.turn == 0 and has_masks and isinstance(other.pruner, Pruner) and other.pruner.masks:
         return "masks that a checkpoint holds are of the larger model; go on with the callbacks that wrote it"
     return None
+
+
+def _said_of_inputs(shared: Sequence[Name], pruners: Iterable[AnyPruner]) -> str:
+    """Say which weights are shared only because they read channels that another callback takes out."""
+    for pruner in pruners:
+        if isinstance(pruner, GroupPruner):
+            read = {
+                name: member.tensor
+                for name, group in pruner.contest.groups.items()
+                for member in group.members
+                if member.tensor in shared and member.tensor not in pruner.outputs
+            }
+            if read:
+                what = listed(f"`{reader}` reads `{name}`" for name, reader in read.items())
+                return f" Of coupled channels, {what}: leave out what is read."
+    return ""
 
 
 def _shown(callback: PruningCallback) -> str:

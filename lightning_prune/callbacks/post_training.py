@@ -222,6 +222,11 @@ class PostTrainingPruning(CalibratedPruning):
                 or a model whose `setup` builds its network anew each time.
             UnpicklingError: the checkpoint holds more than tensors and plain data, which is not run.
         """
+        if not isinstance(trainer, L.Trainer) or not isinstance(model, L.LightningModule):
+            raise ValueError(
+                f"`trainer` and `model` are a Trainer and a LightningModule, in this order, but got "
+                f"{type(trainer).__name__} and {type(model).__name__}."
+            )
         if datamodule is not None and not hasattr(datamodule, "train_dataloader"):
             raise ValueError(
                 "`datamodule` gives training batches, to calibrate on, and validation batches, to measure with, but "

@@ -63,6 +63,11 @@ def preview(
         >>> found.is_fine, found.cost_before.nonzeros - found.cost_after.nonzeros
         (True, 144)
     """
+    if not isinstance(model, L.LightningModule) or not isinstance(pruning, PruningCallback | None):
+        raise ValueError(
+            f"`pruning` and `model` are a pruning callback and a LightningModule, in this order, but got "
+            f"{type(pruning).__name__} and {type(model).__name__}."
+        )
     troubles: list[str] = []
     small = copied(model)
     loader, batch = first_batch(data, model, troubles)

@@ -68,7 +68,7 @@ class Recipe:
     def _check_nouns(self) -> None:
         required_statistics(self.criterion)
         check_noun("scope", self.scope, "Global()", "__call__")
-        if not isinstance(self.granularity, Couples):
+        if isinstance(self.granularity, type) or not isinstance(self.granularity, Couples):
             check_noun("granularity", self.granularity, "Weight()", "reduce", "expand")
         if getattr(self.criterion, "signed", False) and getattr(self.scope, "unsigned", False):
             raise ValueError(

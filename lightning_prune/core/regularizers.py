@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_prune.core.checks import check_choice, check_positive
+from lightning_prune.core.checks import check_choice, check_noun, check_positive
 from lightning_prune.core.types import Couples, Granularity, Regularizer
 
 if TYPE_CHECKING:
@@ -105,8 +105,10 @@ def checked_regularizer(
     """Return a regularizer that fits the granularity.
 
     Raises:
-        ValueError: a granularity without coupled groups.
+        ValueError: what is no regularizer, or a granularity without coupled groups.
     """
+    if regularizer is not None:
+        check_noun("regularizer", regularizer, "GroupLasso()", "__call__")
     if regularizer is not None and not isinstance(granularity, Couples):
         raise ValueError(
             f"`regularizer` is for granularities of coupled groups, Channel and Head, but got {regularizer} with "

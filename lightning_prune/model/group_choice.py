@@ -49,7 +49,9 @@ class GroupChoice:
         self.scored = {name: tuple(parameter.shape) for name, parameter in scored.items()}
         self.couplings = trace(call.module, call.args, call.kwargs, root=model, training=call.is_training)
         dims = output_dims(model) if getattr(recipe.criterion, "per_output", False) else None
-        spared = spared_outputs(model, scored, include=recipe.include, exclude=recipe.exclude)
+        spared = spared_outputs(
+            model, scored, include=recipe.include, exclude=recipe.exclude, trained=trained
+        )
         self.contest = Contest(recipe, self.couplings, call, self.scored, spared, dims)
         if dims is not None:  # what writes no channel that is pruned needs no score
             self.scored = {name: shape for name, shape in self.scored.items() if name in self._outputs()}

@@ -46,7 +46,7 @@ def _may_attend(operators: Iterable[str]) -> bool:
 def _kept(contest: Contest) -> dict[str, str]:
     """Return the groups that could go, if not for what was asked for."""
     return {
-        name: "`include` or `exclude` keeps it"
+        name: "`include` or `exclude` keeps it, or it is frozen"
         for name, group in contest.couplings.groups.items()
         if contest.granularity.prunes(group.role)
         and any(member.dim in contest.protected.get(member.tensor, ()) for member in group.members)

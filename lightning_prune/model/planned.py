@@ -10,11 +10,11 @@ from lightning_prune.model.depth_pruning import DepthPruner
 from lightning_prune.model.group_pruning import GroupPruner
 from lightning_prune.model.preview import Expected
 from lightning_prune.model.pruning import Pruner
+from lightning_prune.model.shortfall import thin_groups
 from lightning_prune.model.shrinking import AnyPruner
 from lightning_prune.report.preview import PlannedLayer
 
 THIN = 0.01  # of a layer's weights: as little as `CollapseGuard` lets none have
-THIN_CHANNELS = 0.05
 
 
 def planned_layers(model: nn.Module, expected: Expected) -> tuple[PlannedLayer, ...]:
@@ -58,12 +58,9 @@ def _gone(pruner: AnyPruner | None) -> tuple[str, ...]:
 def risks_of(layers: Sequence[PlannedLayer], expected: Expected) -> list[str]:
     """Name the layers of which so little would be left that they may not carry a signal."""
     if isinstance(expected.pruner, GroupPruner):
-        contest = expected.pruner.contest
-        kept = contest.counts(expected.pruner.choice)
         return [
-            f"`{name}` would keep {kept[name]:,} of {whole:,} {_plural(expected.pruner, name)}: raise `min_keep`."
-            for name, whole in contest.sizes.items()
-            if kept[name] < THIN_CHANNELS * whole or (kept[name] == 1 and whole >= 8)
+            f"`{name}` would keep {kept:,} of {whole:,} {_plural(expected.pruner, name)}: raise `min_keep`."
+            for name, kept, whole in thin_groups(expected.pruner)
         ]
     if not isinstance(expected.pruner, Pruner):
         return []

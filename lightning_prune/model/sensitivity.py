@@ -64,7 +64,7 @@ def sensitivity(
         progress: runs -> the same, shown as they go by.
 
     Raises:
-        ValueError: a sparsity out of its range, or a recipe that does not fit the model.
+        ValueError: what is no function, a sparsity out of its range, or a recipe that does not fit the model.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -72,6 +72,10 @@ def sensitivity(
         >>> {name: list(curve) for name, curve in curves.items()}
         {'0.weight': [0.0, 0.5, 0.9], '2.weight': [0.0, 0.5, 0.9]}
     """
+    if isinstance(evaluate, nn.Module) or not callable(evaluate):
+        raise ValueError(f"`evaluate` is a function of the model, but got {evaluate!r:.100}.")
+    if isinstance(sparsities, str) or not isinstance(sparsities, Iterable):
+        raise ValueError(f"`sparsities` are several, such as [0.5, 0.9], but got {sparsities!r}.")
     for value in sparsities:
         check_sparsity("sparsities", value)
     pruner = Pruner(model, Recipe(0.0, criterion, granularity, Local(), include, exclude))

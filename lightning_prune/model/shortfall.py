@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lightning_prune.core.granularities import Channel
@@ -16,6 +17,7 @@ from lightning_prune.model.pruning import Pruner
 if TYPE_CHECKING:
     from lightning_prune.model.shrinking import AnyPruner
 
+THIN_CHANNELS = 0.05
 UNITS = {"block": "blocks", "branch": "branches"}
 NEAR = 0.05
 """By how much the sparsity of coupled groups may be missed without a word, since their sizes come in multiples."""
@@ -36,6 +38,26 @@ def shortfall(pruner: AnyPruner) -> str | None:
             "comes to none, by the sizes that `scope` and `granularity` allow."
         )
     return _missed_by_scope(pruner) if isinstance(pruner, Pruner) and pruner.guard is None else None
+
+
+def thin_groups(pruner: AnyPruner) -> Iterator[tuple[str, int, int]]:
+    """Yield the groups that are left so little that they may not carry a signal, with what they keep and had.
+
+    A norm over one channel gives the same whatever comes in.
+    """
+    if isinstance(pruner, GroupPruner):
+        kept = pruner.contest.counts(pruner.choice)
+        for name, whole in pruner.contest.sizes.items():
+            if kept[name] < THIN_CHANNELS * whole or (kept[name] == 1 and whole >= 8):
+                yield name, kept[name], whole
+
+
+def said_of_thin(pruner: AnyPruner) -> str | None:
+    """Say that groups of a pruner that has come to its end are left very little; None where none is."""
+    told = [f"`{name}` ({kept} of {whole})" for name, kept, whole in thin_groups(pruner)]
+    if not told:
+        return None
+    return f"Very little is left of {listed(told, num_shown=5)}: raise `min_keep`, or take less sparsity."
 
 
 def _missed_blocks(pruner: DepthPruner) -> str:

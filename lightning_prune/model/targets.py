@@ -182,20 +182,33 @@ def spared_outputs(
     *,
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] = (),
+    trained: Container[int] | None = None,
 ) -> dict[Name, set[int]]:
     """Return the weights whose outputs stay: those that `exclude` leaves out, and with `include` all but the chosen.
 
+    Without `include` those of layers that are not trained stay, too.
+
     Args:
         model: any module.
-        chosen: what `select_targets` returns for the same `include` and `exclude`.
+        chosen: what `select_targets` returns for the same arguments.
         include: as there.
         exclude: as there.
+        trained: as there.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3).requires_grad_(False), nn.Linear(3, 4))
+        >>> spared_outputs(net, ["1.weight"], trained={id(net[1].weight)})
+        {'0.weight': {0}}
     """
-    if include is None and not exclude:
-        return {}
-    everything = select_targets(model, include=["*"])
-    others = chosen if include is not None else select_targets(model, include=["*"], exclude=exclude)
-    return {n: dims for n, dims in output_dims(model).items() if n in everything and n not in others}
+
+    def is_spared(name: Name, candidate: _Candidate) -> bool:
+        if include is not None:
+            return name not in chosen
+        is_frozen = trained is not None and candidate.is_default and id(candidate.parameter) not in trained
+        return is_frozen or any(candidate.matches(pattern) for pattern in exclude)
+
+    dims = output_dims(model)
+    return {name: dims[name] for name, candidate in _candidates(model).items() if is_spared(name, candidate)}
 
 
 def _candidates(model: nn.Module) -> dict[Name, _Candidate]:

@@ -231,3 +231,15 @@ def test_masks_hold_after_weights_were_rewound(order):
     pair = [weights, WeightRewinding(0.5, num_levels=1, include=["body.3"], report=False)]
     run([*pair[::order], witness])
     assert witness.reads > 0 and witness.violations == 0
+
+
+def test_weights_that_read_what_another_takes_out_are_told():
+    channels = TrainTimePruning(0.5, granularity=Channel(multiple_of=1), include=["body"], report=False)
+    weights = TrainTimePruning(0.5, include=["head"], report=False)
+    with pytest.raises(
+        ValueError, match=r"for head.weight: .*`head.weight` reads `body.4.weight`: leave out what is"
+    ):
+        trainer(weights, channels).fit(Toy(), data(), data())
+    channels = TrainTimePruning(0.5, granularity=Channel(multiple_of=1), include=["body.0"], report=False)
+    trainer(weights, channels).fit(module := Toy(), data(), data())
+    assert module.body[0].out_features == 8 and float((module.head.weight == 0).float().mean()) == 0.5

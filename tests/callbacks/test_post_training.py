@@ -24,6 +24,7 @@ from lightning_prune import (
     SynFlow,
     Wanda,
     Weight,
+    preview,
     prune,
 )
 from lightning_prune.core.masks import sparsity_of
@@ -324,3 +325,13 @@ def test_without_validation_data_it_prunes_all_the_same(kind):
     assert sparsity_of({n: module.get_parameter(n) != 0 for n in callback.masks}) == pytest.approx(
         0.5, abs=0.01
     )
+
+
+def test_arguments_in_another_order_are_told():
+    callback = PostTrainingPruning(0.5, report=False)
+    with pytest.raises(
+        ValueError, match="a Trainer and a LightningModule, in this order, but got Toy and Trainer"
+    ):
+        callback.run(Toy(), trainer(callback))
+    with pytest.raises(ValueError, match="`pruning` and `model` are .* but got Toy and PostTrainingPruning"):
+        preview(Toy(), callback, data())

@@ -14,6 +14,7 @@ from lightning_prune import (
     Budget,
     Channel,
     Constant,
+    GroupLasso,
     Layer,
     Local,
     Movement,
@@ -425,3 +426,61 @@ def test_a_callback_that_prunes_one_module_after_another_compares_each_with_itse
             (monitor.report.cost_before.params, sum(p.numel() for p in callback.dense.parameters()))
         )
     assert params[0][0] == params[0][1] < params[1][0] == params[1][1]
+
+
+class PartlyFrozen(Toy):
+    """What body.0 writes stays, a frozen norm hinders nobody, and a frozen head reads what is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.body.extend([nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU()])
+        self.head = nn.Linear(12, 4)
+        for part in (self.body[0], self.body[7], self.head):
+            part.requires_grad_(False)
+
+
+@pytest.mark.parametrize("include", [None, ["body"]])
+def test_what_frozen_layers_write_stays_unless_it_is_named(include):
+    callback = TrainTimePruning(0.5, granularity=ANY, report=False, include=include)
+    trainer(callback).fit(module := PartlyFrozen(), data(), data())
+    assert (module.body[0].out_features == 16) is (include is None)
+    assert module.body[4].out_features < 8 or module.body[6].out_features < 12
+    assert module.head.in_features == module.body[7].num_features == module.body[6].out_features
+    assert not module.body[0].weight.requires_grad and not module.head.weight.requires_grad
+
+
+def test_nothing_is_pruned_where_all_that_writes_channels_is_frozen():
+    class OnlyHead(Toy):
+        def __init__(self):
+            super().__init__()
+            self.body.requires_grad_(False)
+
+    with pytest.raises(
+        ValueError, match=r"`body.4.weight` \(`include` or `exclude` keeps it, or it is frozen\)"
+    ):
+        trainer(TrainTimePruning(0.5, granularity=ANY, report=False)).fit(OnlyHead(), data(), data())
+
+
+@pytest.mark.parametrize("kind", [TrainTimePruning, PostTrainingPruning])
+def test_very_little_that_is_left_of_a_group_is_told(kind):
+    with pytest.warns(UserWarning, match=r"Very little is left of `body.0.weight` \(1 of 16\)"):
+        trainer(kind(0.95, granularity=ANY, report=False, exclude=["body.4"])).fit(Toy(), data(), data())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"granularity": Channel},
+            r"`granularity` is an object such as Weight\(\), but got <class .*Channel'>",
+        ),
+        ({"granularity": Layer}, r"`granularity` is an object such as Weight\(\), but got <class .*Layer'>"),
+        (
+            {"granularity": ANY, "regularizer": GroupLasso},
+            r"`regularizer` is an object such as GroupLasso\(\), but",
+        ),
+    ],
+)
+def test_classes_in_place_of_their_objects_are_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainTimePruning(0.5, **settings)

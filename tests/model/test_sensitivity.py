@@ -118,3 +118,16 @@ def test_what_it_returns_is_what_prune_takes():
 def test_bad_sparsities_are_refused():
     with pytest.raises(ValueError, match=r"`sparsities` is .* but got 1.0"):
         sensitivity(net(), loss, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "sparsities", "message"),
+    [
+        (loss, 0.5, r"`sparsities` are several, such as \[0.5, 0.9\], but got 0.5"),
+        (torch.zeros(2), [0.5], r"`evaluate` is a function of the model, but got tensor"),
+        (nn.Linear(2, 2), [0.5], r"`evaluate` is a function of the model, but got Linear"),
+    ],
+)
+def test_what_is_no_function_or_no_list_is_refused(evaluate, sparsities, message):
+    with pytest.raises(ValueError, match=message):
+        sensitivity(net(), evaluate, sparsities)

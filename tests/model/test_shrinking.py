@@ -336,5 +336,6 @@ def test_what_could_not_follow_is_told_first():
 def test_what_exclude_keeps_is_no_fault_of_the_model():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     assert reason_of(net, torch.ones(2, 4), exclude=["0"]).startswith(
-        "Sequential. Frozen are `0.weight` (`include` or `exclude` keeps it), `2.weight[0]` (output of the model)."
+        "Sequential. Frozen are `0.weight` (`include` or `exclude` keeps it, or it is frozen), `2.weight[0]` (output "
+        "of the model)."
     )
