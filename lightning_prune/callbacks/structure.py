@@ -12,8 +12,10 @@ import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.graph.sandbox import mode_of_training
 from lightning_prune.model.calls import Call, undisturbed
@@ -46,10 +48,20 @@ class Shrinks:
             if isinstance(callback, SeesDense):
                 callback.see_dense_(self.module)
         shrink_to_(self.module, checkpoint, averaged_models(self.module.trainer))
+        if self.module.trainer.state.fn != TrainerFn.FITTING:
+            _without_report(checkpoint, self.module.trainer)
         if self.inner is not None:
             self.inner(checkpoint)
         else:
             type(self.module).on_load_checkpoint(self.module, checkpoint)
+
+
+def _without_report(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """Leave out the state of the monitor that a run has added by itself, which Lightning would ask the user to add."""
+    monitors = [cb for cb in trainer.callbacks if isinstance(cb, SparsityMonitor)]  # type: ignore[attr-defined]
+    states = checkpoint.get("callbacks")
+    if not monitors and isinstance(states, dict):
+        states.pop(SparsityMonitor.__qualname__, None)
 
 
 def follow_record_(module: L.LightningModule) -> None:
