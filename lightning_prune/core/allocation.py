@@ -57,7 +57,7 @@ def check_floors(shapes: Mapping[Name, Shape], num_keep: int, min_keep: int | fl
     if (least := sum(floors.values())) > num_keep:
         raise ValueError(
             f"`min_keep` is at most what the sparsity leaves, {num_keep} groups in all, but got {min_keep!r}, "
-            f"which makes {least} groups for {listed(floors)}."
+            f"which makes {least} groups for {listed(floors)}: take less sparsity, or a smaller one."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lightning_prune.core.checks import check_choice, check_fraction, check_number
+from lightning_prune.core.checks import check_choice, check_number, check_range
 
 UNITS = ("run", "epochs", "steps")
 
@@ -42,7 +42,8 @@ class Window:
         check_choice("unit", self.unit, UNITS)
         start, end, every = (check_number(n, getattr(self, n)) for n in ("start", "end", "every"))
         if self.unit == "run":
-            check_fraction("start", start), check_fraction("end", end)
+            what = "a fraction of the run in [0, 1], or a number of steps or epochs with `unit`"
+            check_range("start", start, 0.0, 1.0, what), check_range("end", end, 0.0, 1.0, what)
         if not 0.0 <= start <= end:
             raise ValueError(
                 f"`end` is not before `start`, which is at least 0, but got {self.start!r} to {self.end!r}."

@@ -52,7 +52,10 @@ def refused(root, env, tmp_path, *overrides: str, script: str = "train.py") -> s
         ),
         (
             [GLOBAL, "pruning.window.end=1.5"],
-            ["pruning.window", "`end` is a fraction in [0, 1], but got 1.5."],
+            [
+                "pruning.window",
+                "`end` is a fraction of the run in [0, 1], or a number of steps or epochs with `unit`, but got 1.5.",
+            ],
         ),
         (
             [GLOBAL, "pruning.window.unit=epoch"],

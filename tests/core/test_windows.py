@@ -65,8 +65,8 @@ def test_a_window_that_ends_after_the_run_is_refused():
     ("settings", "message"),
     [
         ({"start": 0.5, "end": 0.4}, r"`end` is not before `start`"),
-        ({"start": -0.1}, r"`start` is a fraction in \[0, 1\]"),
-        ({"end": 1.5}, r"`end` is a fraction in \[0, 1\]"),
+        ({"start": -0.1}, r"`start` is a fraction of the run in \[0, 1\]"),
+        ({"end": 1.5}, r"`end` is a fraction of the run in \[0, 1\]"),
         ({"every": 0}, r"`every` is a number above 0"),
         (
             {"unit": "step"},
