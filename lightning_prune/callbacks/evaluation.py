@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -107,13 +108,37 @@ def _first_epoch(loaders: Iterable[Any]) -> Iterator[None]:
 def training_batches(trainer: L.Trainer, num_batches: int) -> list[Any]:
     """Return the first training batches while fitting, as the steps are given them.
 
-    They come from copies of the loaders, whose place within the epoch stays as it is; that of a generator within an
-    iterable data set, of which there is no copy, does not.
+    They come from copies of the loaders, whose place within the epoch stays as it is, and the states of their random
+    generators; the place of an iterator within an iterable data set, of which there is no copy, does not.
     """
     loader = trainer.fit_loop._combined_loader
     assert loader is not None
     again = CombinedLoader(tree_map(_aside, loader.iterables), loader._mode)
-    return _on_device(trainer, (batch for batch, _, _ in islice(iter(again), num_batches)))
+    with _generators_kept(tree_leaves(loader.iterables)):
+        return _on_device(trainer, (batch for batch, _, _ in islice(iter(again), num_batches)))
+
+
+def reads_once(trainer: L.Trainer) -> bool:
+    """Whether to read training batches ahead may take them from training: those of iterable data sets."""
+    loader = trainer.fit_loop._combined_loader
+    loaders = tree_leaves(loader.iterables) if loader is not None else []
+    return any(isinstance(getattr(each, "dataset", None), IterableDataset) for each in loaders)
+
+
+@contextmanager
+def _generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
+    """Put back the states of generators that loaders and their samplers share with copies."""
+    owners = [
+        o for ld in loaders for o in (ld, *(getattr(ld, n, None) for n in ("sampler", "batch_sampler")))
+    ]
+    owners += [getattr(owner, "sampler", None) for owner in owners]
+    found = {id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)}
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def examples(trainer: L.Trainer, batch: Any) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from lightning_prune.callbacks.evaluation import reads_once
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.graph.sandbox import mode_of_training
@@ -152,7 +153,8 @@ def example_call(trainer: L.Trainer, module: L.LightningModule, batches: Iterabl
         ValueError: the step calls no submodule with parameters.
     """
     is_alone = trainer.world_size == 1
-    shown = see_calls(module, batches, agree=bool if is_alone else trainer.strategy.broadcast)
+    agree = bool if is_alone else trainer.strategy.broadcast
+    shown = see_calls(module, batches, agree, is_thrifty=trainer.training and reads_once(trainer))
     call = shown.call if is_alone else _of_first(trainer, module, shown.call)
     if call is None:
         raise ValueError(
@@ -182,7 +184,11 @@ def _of_first(trainer: L.Trainer, module: L.LightningModule, call: Call | None) 
 
 
 def see_calls(
-    module: L.LightningModule, batches: Iterable[Any], agree: Callable[[bool], bool] = bool
+    module: L.LightningModule,
+    batches: Iterable[Any],
+    agree: Callable[[bool], bool] = bool,
+    *,
+    is_thrifty: bool = False,
 ) -> Shown:
     """See which calls a module's own steps make, on the first batch for which there are any.
 
@@ -193,6 +199,7 @@ def see_calls(
         module: the whole model.
         batches: the steps may skip some.
         agree: whether one process has seen enough -> whether all have, which run the same number of steps.
+        is_thrifty: whether to look at no more batches than the first for which there is a call.
     """
     calls, tried, telling = list[Call](), list[Any](), list[Any]()
     waiting, end = iter(batches), object()
@@ -204,7 +211,7 @@ def see_calls(
                 if call is not None and not (calls and _ran(calls).issuperset(call.ran or ())):
                     calls.append(call)
                     telling.append(batch)
-        if agree(batch is end or _is_enough(module, calls)):
+        if agree(batch is end or (is_thrifty and bool(calls)) or _is_enough(module, calls)):
             return Shown(as_one(calls) if calls else None, tried, telling)
 
 

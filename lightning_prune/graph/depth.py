@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_prune.graph.record import ModuleCall, Record
@@ -57,7 +58,7 @@ def find_blocks(record: Record) -> dict[str, Block]:
     found = {
         path: _block(calls[0])
         for path, calls in _calls_alike(record).items()
-        if all(_leads_to(c.output, c.input, made_by) for c in calls) and _are_apart(calls, made_by)
+        if all(_leads_to(call.output, call.input, made_by) for call in calls)
     }
     return {path: block for path, block in found.items() if not _inside(found, path)}
 
@@ -72,7 +73,7 @@ def find_branches(record: Record) -> dict[str, Block]:
     found: dict[tuple[int, ...], Block] = {}
     for calls in _calls_alike(record).values():  # inner calls return first, so outer ones take their place
         additions = [_added_to(call, users, made_by) for call in calls]
-        if None not in additions and _are_apart(calls, made_by):
+        if None not in additions:
             found[tuple(map(id, additions))] = _block(calls[0], is_branch=True)
     by_path = {block.path: block for block in found.values()}
     return {path: block for path, block in by_path.items() if not _inside(by_path, path)}
@@ -90,27 +91,50 @@ def _inside(paths: Mapping[str, Block], path: str) -> bool:
 
 
 def _calls_alike(record: Record) -> dict[str, list[ModuleCall]]:
-    """Return the calls of each module with parameters whose outputs have the shapes of their inputs, by path."""
+    """Return the calls of each module with parameters whose outputs have the shapes of their inputs, by path.
+
+    One that runs on something that comes of what it has returned is left out.
+    """
     calls: dict[str, list[ModuleCall]] = {}
     for call in record.calls:
         calls.setdefault(call.path, []).append(call)
-    return {
-        path: found
-        for path, found in calls.items()
+    found = {
+        path: some
+        for path, some in calls.items()
         if path
-        and all(map(_is_alike, found))
-        and len({(call.num_outputs, call.argument) for call in found}) == 1
-        and any(True for _ in found[0].module.parameters())
+        and all(map(_is_alike, some))
+        and len({(call.num_outputs, call.argument) for call in some}) == 1
+        and any(True for _ in some[0].module.parameters())
+    }
+    again = _run_again(record, {path: some for path, some in found.items() if len(some) > 1})
+    return {path: some for path, some in found.items() if path not in again}
+
+
+def _run_again(record: Record, calls: Mapping[str, Sequence[ModuleCall]]) -> set[str]:
+    """Return the modules of which a later call reads what comes of an earlier one.
+
+    Tensors are told apart by where they lie in memory, so that what is written to a part, or in place, counts too.
+    """
+    if not calls:
+        return set()
+    returned: dict[int, set[str]] = {}
+    for path, call in ((path, call) for path, some in calls.items() for call in some):
+        returned.setdefault(id(call.output), set()).add(path)
+    comes_of: dict[int, set[str]] = {}
+    for op in record.ops:
+        sources = set[str]().union(*(comes_of.get(_memory_of(tensor), ()) for tensor, _ in op.inputs))
+        for tensor, _ in op.outputs:
+            comes_of.setdefault(_memory_of(tensor), set()).update(sources, returned.get(id(tensor), ()))
+    return {
+        path
+        for path, some in calls.items()
+        for call in some[1:]
+        if call.input is not None and path in comes_of.get(_memory_of(call.input), ())
     }
 
 
-def _are_apart(calls: Sequence[ModuleCall], made_by: Makers) -> bool:
-    """Whether no call of a module was computed from what another one has returned."""
-    return not any(
-        _depends(later.input, [c.output for c in calls[:place] if c.output is not None], made_by)
-        for place, later in enumerate(calls)
-        if place and later.input is not None
-    )
+def _memory_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def _is_alike(call: ModuleCall) -> bool:
@@ -168,7 +192,7 @@ def _added_to(call: ModuleCall, users: Mapping[int, list[Op]], made_by: Makers) 
         op = follow[0]
         if op.name == "add":
             stream = stream_of(op.name, op.args, op.kwargs, tensor)
-            return op if stream is not None and _depends(call.input, [stream], made_by) else None
+            return op if stream is not None and _depends(call.input, stream, made_by) else None
         if op.name not in LINEAR or not op.outputs or op.outputs[0][0].shape != call.output.shape:
             return None
         tensor = op.outputs[0][0]
@@ -183,12 +207,12 @@ def stream_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], branch:
     return other if isinstance(other, Tensor) and other.shape == branch.shape else None
 
 
-def _depends(tensor: Tensor, sources: Sequence[Tensor], made_by: Makers) -> bool:
-    """Whether a tensor was computed from one of some others."""
-    seen, waiting, ids = set[int](), [tensor], set(map(id, sources))
+def _depends(tensor: Tensor, source: Tensor, made_by: Makers) -> bool:
+    """Whether a tensor was computed from another one."""
+    seen, waiting = set[int](), [tensor]
     while waiting:
         found = waiting.pop()
-        if id(found) in ids:
+        if found is source:
             return True
         if id(found) not in seen and (op := made_by.get(id(found))) is not None:
             waiting += [t for t, _ in op.inputs]

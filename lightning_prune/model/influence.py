@@ -104,6 +104,8 @@ class _Additions(TorchDispatchMode):
         self.num_open += 1
 
     def end(self, *_: Any) -> None:
+        if not self.num_open:  # where another hook has failed, it never began
+            return
         self.num_open -= 1
         if not self.num_open:
             self.followed = {}

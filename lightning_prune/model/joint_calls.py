@@ -253,14 +253,16 @@ def is_all_reached(model: nn.Module, ran: Container[nn.Module]) -> bool:
         >>> is_all_reached(net, {net["attention"]}), is_all_reached(net, {*net.values()})
         (False, True)
     """
-    settled: tuple[str, ...] = ()
-    for path, module in model.named_modules():
-        if not path or path.startswith(settled):
-            continue
-        has_own = any(p.requires_grad for p in module.parameters(recurse=False))
-        if has_own and module not in ran:
-            return False
-        is_torch = type(module).__module__.startswith("torch.nn.modules")
-        if is_torch and module in ran and not isinstance(module, nn.Sequential):
-            settled += (f"{path}.",)
-    return True
+    return all(_is_reached(child, ran) for child in model.children())
+
+
+def _is_reached(module: nn.Module, ran: Container[nn.Module]) -> bool:
+    is_torch = type(module).__module__.startswith("torch.nn.modules")
+    if module in ran and is_torch and not isinstance(module, nn.Sequential):
+        return True
+    children = list(module.children())
+    is_used = module in ran or any(child in ran for child in children)  # by another name than `forward`
+    is_list = isinstance(module, (nn.ParameterList, nn.ParameterDict))
+    if not is_used and not is_list and any(p.requires_grad for p in module.parameters(recurse=False)):
+        return False
+    return all(_is_reached(child, ran) for child in children)

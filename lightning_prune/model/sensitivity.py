@@ -76,6 +76,7 @@ def sensitivity(
         raise ValueError(f"`evaluate` is a function of the model, but got {evaluate!r:.100}.")
     if isinstance(sparsities, str) or not isinstance(sparsities, Iterable):
         raise ValueError(f"`sparsities` are several, such as [0.5, 0.9], but got {sparsities!r}.")
+    sparsities = list(sparsities)
     for value in sparsities:
         check_sparsity("sparsities", value)
     pruner = Pruner(model, Recipe(0.0, criterion, granularity, Local(), include, exclude))

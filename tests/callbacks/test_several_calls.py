@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import (
@@ -21,6 +23,7 @@ from lightning_prune import (
     PostTrainingPruning,
     SparsityMonitor,
     TrainTimePruning,
+    Window,
     load_pruned,
     preview,
     shrink,
@@ -542,3 +545,50 @@ def test_a_preview_tells_of_what_other_batches_run():
     found = preview(TrainTimePruning(0.5, granularity=Channel(multiple_of=1)), Tasks(), by_tasks())
     after = {layer.name: layer.shape_after for layer in found.layers}
     assert found.is_fine and after["heads.easy.0.weight"][1] == after["heads.hard.0.weight"][1] < 8
+
+
+class Stream(IterableDataset):
+    """Rows of an iterator that nobody can start anew."""
+
+    def __init__(self):
+        self.rows = iter(data().dataset.inputs)
+
+    def __iter__(self):
+        return self.rows
+
+
+class Shuffled(Toy):
+    """Notes the batches that it is trained on; has prompts, and may have a layer that no step runs."""
+
+    def __init__(self, has_unused=False):
+        super().__init__()
+        self.prompts = nn.ParameterList([nn.Parameter(torch.zeros(8))])
+        self.unused = nn.Linear(8, 2) if has_unused else None
+        self.seen, self.num_others = [], SimpleNamespace(value=0)
+
+    def training_step(self, batch, batch_idx):
+        if self.training:
+            self.seen.append(batch[:, 0].tolist())
+        else:
+            self.num_others.value += 1
+        return self(batch + self.prompts[0]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self(batch).square().mean())
+
+
+@pytest.mark.parametrize("has_unused", [False, True])
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.filterwarnings("ignore:`(prompts|unused)` is trained, but no part of the call")
+def test_looking_at_more_batches_takes_none_from_training(is_stream, has_unused):
+    def seen(*callbacks):
+        rows, draw = data().dataset.inputs, torch.Generator().manual_seed(0)
+        order = {"shuffle": True, "generator": draw}
+        loader = DataLoader(Stream(), 8) if is_stream else DataLoader(rows, 8, **order)
+        fit = trainer(*callbacks, max_epochs=1 if is_stream else 2)
+        fit.fit(module := Shuffled(has_unused), loader, DataLoader(rows, 8))
+        return module
+
+    plain, pruned = seen(), seen(TrainTimePruning(0.5, **CHANNELS, window=Window(1, 4, 1, "steps")))
+    assert pruned.seen == plain.seen and pruned.body[0].out_features < 16
+    assert (pruned.num_others.value > 4) is (has_unused and not is_stream)

@@ -137,23 +137,38 @@ def test_a_branch_can_go_if_it_is_added_to_the_stream(kind: str, can_go: bool) -
         assert branches["1.attention"].replacement == "zero:input"
 
 
+def written_to(x: Tensor) -> Tensor:
+    x[:, :2] = x[:, 2:] * 2
+    return x
+
+
+WAYS = {
+    "as it is": lambda x: x,
+    "relu_": torch.relu_,
+    "in place": lambda x: x.add_(1),
+    "written to": written_to,
+}
+
+
 class Siamese(nn.Module):
     """A tower that is called on each of two inputs; the other one may be computed from what the first call gave."""
 
-    def __init__(self, layers: nn.Module, is_chained: bool) -> None:
+    def __init__(self, layers: nn.Module, chained_by: str | None) -> None:
         super().__init__()
-        self.embed, self.layers, self.is_chained = nn.Linear(3, 4), layers, is_chained
+        self.embed, self.layers, self.chained_by = nn.Linear(3, 4), layers, chained_by
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         x = self.layers(self.embed(x))
-        return x * self.layers(x if self.is_chained else self.embed(other))
+        return x * self.layers(WAYS[self.chained_by](x) if self.chained_by else self.embed(other))
 
 
-@pytest.mark.parametrize("is_chained", [False, True])
-def test_blocks_can_go_where_a_network_is_called_twice_but_not_on_what_it_gave(is_chained: bool) -> None:
+@pytest.mark.parametrize("chained_by", [None, *WAYS])
+def test_blocks_can_go_where_a_network_is_called_twice_but_not_on_what_it_gave(
+    chained_by: str | None,
+) -> None:
     inputs = torch.randn(2, 3), torch.randn(5, 3)[:2]
     layers = nn.Sequential(Residual("plain"), Residual("two branches"))
-    found = trace(Siamese(layers, is_chained), inputs).blocks
-    assert list(found) == ([] if is_chained else ["layers.0", "layers.1"])
-    branches = trace(Siamese(Layered("plain"), is_chained), inputs).branches
-    assert list(branches) == ([] if is_chained else ["layers.attention", "layers.mlp"])
+    found = trace(Siamese(layers, chained_by), inputs).blocks
+    assert list(found) == ([] if chained_by else ["layers.0", "layers.1"])
+    branches = trace(Siamese(Layered("plain"), chained_by), inputs).branches
+    assert list(branches) == ([] if chained_by else ["layers.attention", "layers.mlp"])

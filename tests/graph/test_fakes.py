@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from lightning_prune.graph import trace
 from lightning_prune.graph.fakes import AllFake
 
 
@@ -58,3 +59,20 @@ def test_no_tensor_of_a_run_is_taken_for_a_parameter() -> None:
         for weight in weights:
             for _ in range(5):
                 assert not any((weight + 1) is other for other in weights)
+
+
+class ReadsNumbers(nn.Module):
+    """Its code computes with tensors of numbers, whose values it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = int(torch.tensor(8) / 2)
+        return self.second(self.first(x) * torch.tensor(float(half)).item())
+
+
+def test_numbers_that_the_code_reads_keep_their_values() -> None:
+    couplings = trace(ReadsNumbers(), (torch.zeros(2, 4),))
+    assert couplings.record.is_fake and set(couplings.groups) == {"first.weight"}

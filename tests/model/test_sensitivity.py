@@ -131,3 +131,8 @@ def test_bad_sparsities_are_refused():
 def test_what_is_no_function_or_no_list_is_refused(evaluate, sparsities, message):
     with pytest.raises(ValueError, match=message):
         sensitivity(net(), evaluate, sparsities)
+
+
+def test_sparsities_may_come_from_a_generator():
+    found = sensitivity(net(), loss, (value for value in (0.25, 0.5)))
+    assert all(list(curve) == [0.0, 0.25, 0.5] for curve in found.values())
