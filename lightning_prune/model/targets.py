@@ -190,10 +190,7 @@ def spared_outputs(
 
     Args:
         model: any module.
-        chosen: what `select_targets` returns for the same arguments.
-        include: as there.
-        exclude: as there.
-        trained: as there.
+        chosen: what `select_targets` returns for the others, which mean the same there.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3).requires_grad_(False), nn.Linear(3, 4))
@@ -230,9 +227,8 @@ def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
 
 
 def _is_candidate(module: nn.Module, key: str, parameter: Tensor) -> bool:
-    is_spared = key.startswith("bias") or isinstance(
-        module, NORMS
-    )  # the biases of an attention have three dims
+    is_bias = key.startswith("bias")  # those of an attention have three dims
+    is_spared = is_bias or isinstance(module, NORMS)
     is_plain = parameter.is_floating_point() and parameter.layout is torch.strided
     is_plain = is_plain and parameter.element_size() > 1  # there is no arithmetic for floats of 8 bits
     return parameter.dim() >= 2 and parameter.numel() > 0 and is_plain and not is_spared
