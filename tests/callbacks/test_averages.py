@@ -396,7 +396,7 @@ class RawTwins(Net):
 
 
 class Beside(Net):
-    """A frozen copy that is added to what is trained from it, both cut alike."""
+    """A frozen copy that is added to what is trained from it: both are cut alike, or none."""
 
     def also(self):
         self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -416,10 +416,14 @@ def test_what_is_trained_past_lightning_is_no_average(make):
     assert plans_of(module) and shapes(module.other) == shapes(net()) != shapes(module.body)
 
 
-@pytest.mark.parametrize("make", [build, lambda: build("update")], ids=["end", "update"])
-def test_masks_are_no_change_that_tells_of_an_average(make):
-    module = run(Beside(), make())
-    assert module.locked.out_features == module.control.out_features < 16
+@pytest.mark.parametrize("shrink", ["end", "update"])
+@pytest.mark.parametrize("include", [None, ["body", "locked", "control"]])
+def test_masks_are_no_change_that_tells_of_an_average(shrink, include):
+    module = run(Beside(), build(shrink, include=include))
+    assert module.locked.out_features == module.control.out_features
+    assert (module.locked.out_features < 16) is (
+        include is not None
+    )  # what is frozen stays, unless it is named
 
 
 class Normed(Deepcopy):

@@ -124,6 +124,7 @@ def test_a_resumed_run_leaves_whole_what_the_first_one_did(tmp_path):
         assert all(torch.equal(t, whole.state_dict()[n]) for n, t in resumed.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:Very little is left of `body.4.weight`")
 def test_a_budget_that_is_out_of_reach_then_is_refused_before_the_first_step():
     fit = trainer(TrainTimePruning(budget=Budget(params=0.12), **CHANNELS))
     with pytest.raises(ValueError, match="is out of reach"):
