@@ -1,5 +1,6 @@
 """The report of a run tells what happened, with numbers that are counted here a second time."""
 
+import warnings
 from types import SimpleNamespace
 
 import lightning as L
@@ -252,14 +253,15 @@ def test_a_report_tells_why_the_work_of_the_call_is_not_counted(tmp_path):
     assert cost.macs is None and "no formula for _cdist_forward" in cost.unmeasured["macs"]
 
 
-@pytest.mark.filterwarnings("error:Be aware that when using `ckpt_path`, callbacks")
 @pytest.mark.parametrize("granularity", [Weight(), Channel(multiple_of=1)])
 def test_nobody_is_asked_to_add_the_monitor_of_a_run_that_is_over(granularity, tmp_path):
     fit = trainer(TrainTimePruning(0.5, granularity=granularity), default_root_dir=tmp_path)
     fit.fit(Toy(), data(), data())
     fit.save_checkpoint(path := tmp_path / "pruned.ckpt")
     later = trainer(TrainTimePruning(0.5, granularity=granularity), default_root_dir=tmp_path)
-    (metrics,) = later.validate(Toy(), data(), ckpt_path=path, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Be aware that when using `ckpt_path`, callbacks")
+        (metrics,) = later.validate(Toy(), data(), ckpt_path=path, verbose=False)
     assert metrics == {
         name: pytest.approx(float(value)) for name, value in fit.callback_metrics.items() if "val" in name
     }

@@ -534,6 +534,27 @@ def test_what_other_batches_run_follows_and_a_resumed_run_sees_the_same(target, 
         assert len(straight[f"heads.{head}.0.bias"]) < 12
 
 
+class AnchoredTask(Tasks):
+    """The easy task, which the first batch is of, holds biases near to what they were, beside all calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = self.body[4].bias.detach().clone()
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss + (self.body[4].bias - self.anchor).square().sum() if batch[0][0, 0] > 0 else loss
+
+
+def test_steps_are_tried_on_each_batch_that_showed_a_call():
+    callback = TrainTimePruning(0.5, **CHANNELS)
+    with pytest.warns(
+        UserWarning, match=r"`body.4.weight` stays whole, since `training_step` fails once it is"
+    ):
+        trainer(callback).fit(module := AnchoredTask(), by_tasks(), by_tasks())
+    assert module.body[4].out_features == 8 and module.body[0].out_features < 16
+
+
 @pytest.mark.parametrize("kind", [PostTrainingPruning, InitialPruning])
 def test_what_other_batches_run_follows_outside_of_training(kind):
     trainer(kind(0.5, criterion=Magnitude(), **CHANNELS)).fit(module := Tasks(), by_tasks(), by_tasks())
