@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -142,14 +142,20 @@ def _generators_kept(loaders: Iterable[Any]) -> Iterator[None]:
 
 
 def examples(trainer: L.Trainer, batch: Any) -> Iterator[Any]:
-    """Yield the batch of a hook while fitting, and others only where they are wanted.
+    """Return the batch of a hook while fitting, and others only where they are wanted.
 
     Steps that read from a `dataloader_iter` may have none in the hook.
     """
+    device = trainer.lightning_module.device
+    return with_more(batch, device, lambda: training_batches(trainer, NUM_EXAMPLES))
+
+
+def with_more(batch: Any, device: torch.device, read: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """Yield a batch, if there is one, and those that are read only where they are wanted; random states stay."""
     if batch is not None:
         yield batch
-    with random_states_kept(trainer.lightning_module.device):
-        more = training_batches(trainer, NUM_EXAMPLES)
+    with random_states_kept(device):
+        more = list(read())
     yield from more
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import lightning as L
 
 from lightning_prune.callbacks.base import PruningCallback
 from lightning_prune.callbacks.best_weights import check_has_best
+from lightning_prune.callbacks.evaluation import NUM_EXAMPLES, with_more
 from lightning_prune.callbacks.initial import InitialPruning
 from lightning_prune.callbacks.post_training import PostTrainingPruning
 from lightning_prune.callbacks.sparse_training import SparseTraining
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import check_can_shrink
 from lightning_prune.callbacks.timetable import times_of
-from lightning_prune.callbacks.trial import first_batch, first_call, with_more
+from lightning_prune.callbacks.trial import first_batch, first_call
 from lightning_prune.core.types import Couples
 from lightning_prune.model.calls import Call
 from lightning_prune.model.copies import copied
@@ -71,7 +73,7 @@ def preview(
     troubles: list[str] = []
     small = copied(model)
     loader, batch = first_batch(data, model, troubles)
-    batches = with_more(batch, loader, model)
+    batches = with_more(batch, model.device, lambda: islice(iter(loader), 1, NUM_EXAMPLES))
     call = None if batch is None else first_call(small, batches, trainer, troubles)
     if pruning is None:
         cost = measure(small, call, latency=False, compress=False)

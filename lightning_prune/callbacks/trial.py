@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 
-from lightning_prune.callbacks.evaluation import NUM_EXAMPLES
 from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.callbacks.structure import see_calls
 from lightning_prune.model.calibration import calibrate
@@ -34,14 +32,6 @@ def first_batch(data: Any, model: L.LightningModule, troubles: list[str]) -> tup
     if batch is None:
         troubles.append("`data` gives at least one batch, but got none.")
     return loader, batch
-
-
-def with_more(batch: Any, loader: Any, model: L.LightningModule) -> Iterator[Any]:
-    """Yield the first batch of a loader, and those after it only where they are wanted."""
-    yield batch
-    with random_states_kept(next((p.device for p in model.parameters()), model.device)):
-        more = list(islice(iter(loader), 1, NUM_EXAMPLES))
-    yield from more
 
 
 def first_call(
