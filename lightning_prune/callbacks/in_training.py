@@ -12,14 +12,14 @@ from lightning_prune.callbacks.evaluation import NUM_EXAMPLES, calibration_batch
 from lightning_prune.callbacks.ownership import check_alone, check_as_traced, check_there
 from lightning_prune.callbacks.run_length import lag_of, resolve_window, steps_done
 from lightning_prune.callbacks.states import restoring
-from lightning_prune.callbacks.stepping import Stepping
+from lightning_prune.callbacks.stepping import Stepping, true_gradients
 from lightning_prune.core.ramp import Ramp, check_timing
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Couples, Prescribes, Schedule
 from lightning_prune.core.windows import StepWindow, Window
 from lightning_prune.graph import Plan
 from lightning_prune.model.group_pruning import GroupPruner
-from lightning_prune.model.optimizer import has_gradients, parameter_ids, trained_ids
+from lightning_prune.model.optimizer import has_gradients, is_skipped, parameter_ids, trained_ids
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner, pruner_of
 from lightning_prune.model.unpruned import layers_left_out
@@ -191,7 +191,8 @@ class InTraining(Stepping):
             statistics = self._pruner.statistics
             is_wanted = statistics.is_running and not self._ramp.is_over
             if is_wanted or (statistics.gradients and self._ramp.is_due):
-                statistics.note_gradients(parameter_ids([optimizer]), only_running=not self._ramp.is_due)
+                with true_gradients(trainer, optimizer):
+                    statistics.note_gradients(parameter_ids([optimizer]), only_running=not self._ramp.is_due)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Mask before anything reads the weights that this optimizer has just changed.
@@ -203,10 +204,13 @@ class InTraining(Stepping):
         if not self._is_in_batch:
             return
         self._count()
-        self._is_stepped = has_gradients(optimizer)
-        self._pruner.statistics.confirm()
         self._pruner.apply_(parameter_ids([optimizer]) - masked)
-        self._update_if_due()
+        statistics = self._pruner.statistics
+        is_nothing = (self._ramp.is_due or statistics.is_noted) and is_skipped(optimizer)
+        self._is_stepped = has_gradients(optimizer) and not is_nothing
+        if not is_nothing:
+            statistics.confirm()
+            self._update_if_due()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Mask averaged copies of the weights, and log the sparsity where it is news."""

@@ -8,6 +8,7 @@ import lightning as L
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.in_training import InTraining
+from lightning_prune.callbacks.stepping import true_gradients
 from lightning_prune.core.masking import checked_masking
 from lightning_prune.core.recipe import Recipe, as_text
 from lightning_prune.core.types import Masking, Masks, Schedule
@@ -86,7 +87,8 @@ class SoftMasking(InTraining):
             soft.wake_(ids)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if soft is not None:
-            soft.turn_gradients_(ids)
+            with true_gradients(trainer, optimizer):
+                soft.turn_gradients_(ids)
             if self._can_skip:
                 soft.apply_(ids)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,7 @@ from lightning_prune.core.checks import check_flag
 from lightning_prune.core.recipe import Recipe
 from lightning_prune.core.types import Masks
 from lightning_prune.model.compact import CompactOptimizers
-from lightning_prune.model.optimizer import mask_state_, parameter_ids
+from lightning_prune.model.optimizer import mask_state_, parameter_ids, unscaled
 from lightning_prune.model.pruning import Pruner
 from lightning_prune.model.shrinking import AnyPruner
 
@@ -122,6 +122,11 @@ class Stepping(PruningCallback):
     def _mask_averages_(self, trainer: L.Trainer) -> None:
         for model in averaged_models(trainer):
             self._pruner.apply_to_(model)
+
+
+def true_gradients(trainer: L.Trainer, optimizer: Optimizer) -> AbstractContextManager[None]:
+    """Let gradients be those of the loss, without the scale of 16 bits, while they are read or added to."""
+    return unscaled(optimizer, getattr(trainer.precision_plugin, "scaler", None))
 
 
 def _num_groups(trainer: L.Trainer) -> list[int]:

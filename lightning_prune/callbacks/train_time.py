@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.callbacks.soft_masking import SoftMasking
 from lightning_prune.callbacks.states import restoring
+from lightning_prune.callbacks.stepping import true_gradients
 from lightning_prune.callbacks.structure import averaged_models, check_can_shrink
 from lightning_prune.core.budgets import Budget
 from lightning_prune.core.criteria import check_can_train
@@ -178,7 +179,8 @@ class TrainTimePruning(SoftMasking):
             return
         scales = scales_of(pl_module)
         ids = parameter_ids([optimizer])
-        regularize_(penalty, pruner.contest.groups, pruner.targets, scales, ids)
+        with true_gradients(trainer, optimizer):
+            regularize_(penalty, pruner.contest.groups, pruner.targets, scales, ids)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """See which copies within the module are trained, and so no averages, while that may still tell."""

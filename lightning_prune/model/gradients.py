@@ -56,6 +56,11 @@ class Gradients:
                     if kind in SUMMANDS and kind in kinds:
                         self._pending.setdefault(kind, {})[name] = SUMMANDS[kind](weight, grad)
 
+    @property
+    def is_noted(self) -> bool:
+        """Whether something is noted that was not taken over yet."""
+        return bool(self._pending)
+
     def confirm(self) -> None:
         """Take over what was noted."""
         for kind, noted in self._pending.items():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -26,7 +26,36 @@ def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
 
 def has_gradients(optimizer: Optimizer) -> bool:
     """Whether any parameter that the optimizer steps has a gradient: those of a step that skips its batch have none."""
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    return bool(_gradients(optimizer))
+
+
+def is_skipped(optimizer: Optimizer) -> bool:
+    """Whether a step that is being taken changes nothing, since a scaled gradient is not finite: this waits for it.
+
+    torch calls the steps of optimizers that take the scale off by themselves (fused ones) in any case.
+    """
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+@contextmanager
+def unscaled(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> Iterator[None]:
+    """Let gradients be those of the loss itself for as long as the context lasts, also before the optimizer's own step.
+
+    Lightning takes the scale off before its hooks, but of optimizers that do so by themselves (fused ones).
+    """
+    handles = getattr(optimizer, "_step_supports_amp_scaling", False)
+    scale = scaler.get_scale() if scaler is not None and handles else 1.0
+    if scale != 1.0:
+        torch._foreach_div_(_gradients(optimizer), scale)
+    yield
+    if scale != 1.0:
+        torch._foreach_mul_(_gradients(optimizer), scale)
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def trained_ids(optimizers: Iterable[Optimizer]) -> set[int]:

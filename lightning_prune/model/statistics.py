@@ -98,6 +98,11 @@ class Statistics:
         """
         self.from_gradients.note(among, gradients.RUNNING if only_running else gradients.KINDS)
 
+    @property
+    def is_noted(self) -> bool:
+        """Whether something is noted that was not taken over yet."""
+        return self.from_gradients.is_noted
+
     def confirm(self) -> None:
         """Take over what was noted: the step was real."""
         self.from_gradients.confirm()
