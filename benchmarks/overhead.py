@@ -3,7 +3,8 @@
 All ways of masking train the same network on the same batch in turns, a few steps each, on one thread; the time is
 CPU time. A ratio compares a turn with the turn of plain training in the same round. fasterai takes part where it is
 installed (`pip install --no-deps fasterai fastcore einops`, and what it then asks for, in an environment of its own).
-With `--device cuda` it is the time on the clock, the device synchronised before and after a turn.
+With `--device cuda` it is the time on the clock, the device synchronised before and after a turn. What a way adds to a
+step does not depend on the batch: with `--batch 1` it shows where the network's own work would drown it.
 """
 
 from __future__ import annotations
@@ -166,11 +167,12 @@ def magnitude_masks(model: nn.Module) -> Masks:
 
 @dataclass(frozen=True)
 class At:
-    """Where networks train: the device, whether in bfloat16 by autocast, and whether compiled."""
+    """How networks train: the device, whether in bfloat16 by autocast, whether compiled, and on how many examples."""
 
     device: str = "cpu"
     is_mixed: bool = False
     is_compiled: bool = False
+    batch: int | None = None
 
     @property
     def ways(self) -> dict[str, Make]:
@@ -188,7 +190,8 @@ class Built:
 
 
 def build(network: str, way: str, optimizer: str, seed: int, at: At) -> Built:
-    make_model, shape, _ = NETWORKS[network]
+    make_model, usual, _ = NETWORKS[network]
+    shape = (at.batch or usual[0], *usual[1:])
     gc.collect()
     before = live_bytes()
     torch.manual_seed(seed)
@@ -272,7 +275,8 @@ def run_all(
         for optimizer in args.optimizers:
             run = measure(args, network, optimizer)
             record["runs"].append(run)
-            print(f"\n{network}, {optimizer}, batch {NETWORKS[network][1][0]}, {args.rounds} rounds")
+            batch = run.get("batch") or NETWORKS[network][1][0]
+            print(f"\n{network}, {optimizer}, batch {batch}, {args.rounds} rounds")
             print(table([show(way, row) for way, row in run["ways"].items()]), flush=True)
     print(f"\n{write(name, record).name}")
 
@@ -295,10 +299,11 @@ def place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--mixed", action="store_true", help="bfloat16 by autocast")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--batch", type=int, help="examples; the network's own number by default")
 
 
 def at_place(args: argparse.Namespace, network: str, optimizer: str) -> dict[str, Any]:
-    at = At(args.device, args.mixed, args.compile)
+    at = At(args.device, args.mixed, args.compile, args.batch)
     return asdict(at) | measure(network, optimizer, args.rounds, args.seed, at)
 
 
