@@ -18,7 +18,7 @@ from lightning_prune.callbacks.evaluation import builds_late
 from lightning_prune.callbacks.own_steps import silenced
 from lightning_prune.callbacks.structure import SeesDense
 from lightning_prune.core.checks import check_path, check_positive, check_range, did_you_mean
-from lightning_prune.graph.sandbox import attributes_kept, eager
+from lightning_prune.graph.sandbox import attributes_kept, buffers_copied, eager
 from lightning_prune.model.calls import capture_call, random_states_kept
 from lightning_prune.model.copies import copied
 from lightning_prune.model.distillation import distillation_loss, feature_loss
@@ -202,18 +202,16 @@ class Distillation(L.Callback, SeesDense):
         self, module: L.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> str | None:
         """Run the training step once without a trace, and return the path of what it calls; None for nothing."""
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         with (
             torch.no_grad(),
             random_states_kept(module.device),
             silenced(module),
             attributes_kept(module),
+            buffers_copied(module.modules()),
             eager(),
             capture_call(module) as caught,
         ):
             step(*args, **kwargs)
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
         paths = {found: path for path, found in module.named_modules()}
         return None if caught.call is None else paths[caught.call.module]
 

@@ -13,15 +13,17 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.graph.sandbox import attributes_kept, mode_of_training
-from lightning_prune.model.calls import random_states_kept, undisturbed
+from lightning_prune.graph.sandbox import attributes_kept, buffers_copied, mode_of_training
+from lightning_prune.model.calls import capture_call, random_states_kept, undisturbed
 from lightning_prune.model.statistics import Statistics
 
 
 def step_of(
     module: L.LightningModule, batches: Sequence[Any] = (), *, is_told: bool = False, name: str | None = None
 ) -> Any:
-    """Return the module's own step as (module, batch) -> its result, which leaves no trace in the module's attributes.
+    """Return the module's own step as (module, batch) -> its result, which leaves no trace in the module.
+
+    Modules in training mode alone keep what it writes into buffers: batch norms that are estimated anew.
 
     It is `training_step`, or with manual optimization, where that would train, `validation_step`; running it raises a
     ValueError where the module has none.
@@ -47,7 +49,9 @@ def step_of(
         if "dataloader_iter" in names:
             args = (iter([(batch, place, 0)]),)
         loader = {"dataloader_idx": 0} if "dataloader_idx" in names else {}
-        with attributes_kept(model), _told_to_train(model, is_told), _explained(model, name):
+        still = [part for part in model.modules() if not part.training]
+        told = _told_to_train(model, is_told)
+        with attributes_kept(model), buffers_copied(still), told, _explained(model, name):
             return function(*args, **loader)
 
     return step
@@ -56,9 +60,9 @@ def step_of(
 def run_steps(
     module: L.LightningModule, batches: Sequence[Any], statistics: Statistics, run: Callable[[bool], None]
 ) -> bool:
-    """Do what runs a module's steps in eval mode, or again where they only run if it is told that it trains.
+    """Do what runs a module's steps in eval mode, or again where they only run, or run all, if told that it trains.
 
-    So it is with detectors that return losses while they train, and boxes else.
+    So it is with detectors that return losses while they train, and boxes else, and with heads for training alone.
 
     Args:
         module: whose steps they are.
@@ -81,17 +85,19 @@ def run_steps(
 
 
 def _must_be_told(module: L.LightningModule, batches: Sequence[Any]) -> bool:
-    """Whether a step fails on the first batch in eval mode, and not where the module is told that it trains."""
+    """Whether a step fails on the first batch, or runs less of the module, unless the module is told that it trains."""
 
-    def is_failing(is_told: bool) -> bool:
+    def ran(is_told: bool) -> set[nn.Module] | None:
         try:
-            with undisturbed(module), silenced(module), torch.no_grad():
+            with undisturbed(module), silenced(module), torch.no_grad(), capture_call(module) as caught:
                 step_of(module, batches, is_told=is_told)(module, batches[0])
         except Exception:
-            return True
-        return False
+            return None
+        return set(caught.call.ran or ()) if caught.call is not None else set()
 
-    return bool(batches) and is_failing(False) and not is_failing(True)
+    if not batches or (told := ran(True)) is None:
+        return False
+    return (untold := ran(False)) is None or not told <= untold
 
 
 @contextmanager

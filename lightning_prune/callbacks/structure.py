@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,6 +227,9 @@ def _ran(calls: Iterable[Call]) -> set[nn.Module]:
 def call_of_step(module: L.LightningModule, batch: Any, batches: Sequence[Any] = ()) -> Call | None:
     """Return the call of the model that the module's own step makes for a batch, or all its calls as one.
 
+    The module runs in eval mode. A step may fail there, since a module gives in training what it does not give else, as
+    auxiliary outputs; or something that is trained may only run in training. Then it is the call in that mode.
+
     Args:
         module: the whole model.
         batch: one of `batches`, whose place is its `batch_idx`.
@@ -235,20 +238,33 @@ def call_of_step(module: L.LightningModule, batch: Any, batches: Sequence[Any] =
     Returns:
         The call; None if there is none.
     """
-    step, is_training = step_of(module, batches), False
-    with undisturbed(module), silenced(module), ExitStack() as stack:
-        caught = stack.enter_context(capture_step(module))
-        try:
-            step(module, batch)
-        except Exception:  # a module may give in training what it does not give else, as auxiliary outputs
-            stack.close()
-            stack.enter_context(mode_of_training(module.modules(), True))
-            caught, is_training = stack.enter_context(capture_step(module)), True
-            step(module, batch)
+    try:
+        call = _call_seen(module, batch, batches, is_training=False)
+    except Exception:
+        return _call_seen(module, batch, batches, is_training=True)
+    if call is not None and call.ran is not None and not is_all_reached(module, call.ran):
+        with suppress(Exception):
+            told = _call_seen(module, batch, batches, is_training=True)
+            if told is not None and _trained(told) > _trained(call):
+                return told
+    return call
+
+
+def _call_seen(
+    module: L.LightningModule, batch: Any, batches: Sequence[Any], *, is_training: bool
+) -> Call | None:
+    step, mode = step_of(module, batches), mode_of_training(module.modules(), is_training)
+    with undisturbed(module), silenced(module), mode, capture_step(module) as caught:
+        step(module, batch)
     if (call := caught.call) is None:
         return None
     is_seen = module.automatic_optimization  # or else what ran is a step of validation
     return replace(call, ran=call.ran if is_seen else None, is_training=is_training)
+
+
+def _trained(call: Call) -> set[nn.Module]:
+    """Return which modules that have trained parameters of their own have run."""
+    return {m for m in call.ran or () if any(p.requires_grad for p in m.parameters(recurse=False))}
 
 
 def restart_averages_(trainer: L.Trainer, module: L.LightningModule) -> None:

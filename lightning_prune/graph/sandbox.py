@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+HOOKS = frozenset(name for name in OF_EVERY_MODULE if "hooks" in name)
 CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
 
 
@@ -35,20 +38,23 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back attributes and the places of buffers: what a run appends, counts or remembers is gone with it.
+    """Put back attributes, hooks and the places of buffers: what a run appends, counts or remembers is gone with it.
 
-    Lists, dicts, sets and deques stay the same objects, shared with whom they are, and get their contents back. Lazy
-    modules keep what they learn of their sizes.
+    Lists, dicts, sets and deques stay the same objects, shared with whom they are, and get their contents back, and
+    generators of random numbers their states. Lazy modules keep what they learn of their sizes.
     """
     kept = [(module, dict(vars(module)), dict(module._buffers)) for module in _grown(model)]
     contents: dict[int, tuple[Any, Any]] = {}
+    generators: dict[int, Callable[[], Any]] = {}
     for _, attributes, _ in kept:
         for name, value in attributes.items():
-            if name not in OF_EVERY_MODULE:
-                _note_contents(value, contents)
+            if name not in OF_EVERY_MODULE or name in HOOKS:
+                _note_contents(value, contents, generators)
     try:
         yield
     finally:
+        for set_back in generators.values():
+            set_back()
         for module, attributes, buffers in kept:
             _put_back(vars(module), attributes)
             _put_back(module._buffers, buffers)
@@ -62,14 +68,32 @@ def _grown(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if not isinstance(module, alien)]
 
 
-def _note_contents(value: Any, noted: dict[int, tuple[Any, Any]]) -> None:
-    """Note what is in a container, and in those within it."""
+def _note_contents(
+    value: Any, noted: dict[int, tuple[Any, Any]], generators: dict[int, Callable[[], Any]]
+) -> None:
+    """Note what is in a container, and in those within it, and where generators are."""
+    if (set_back := _setter(value)) is not None:
+        generators.setdefault(id(value), set_back)
     if type(value) not in (*CONTAINERS, tuple) or id(value) in noted:
         return
     if type(value) is not tuple:
         noted[id(value)] = value, copy(value)
     for entry in value.values() if isinstance(value, dict) else value:
-        _note_contents(entry, noted)
+        _note_contents(entry, noted, generators)
+
+
+def _setter(value: Any) -> Callable[[], Any] | None:
+    """Return what sets a generator of torch, Python or numpy back to its state; None of anything else."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if numpy is not None and isinstance(value, numpy.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    return None
 
 
 def _put_back(container: Any, before: Any) -> None:
@@ -142,6 +166,25 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+@contextmanager
+def buffers_copied(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules write into copies of their buffers: also what a backward pass reads afterwards stays as it was."""
+    found = [
+        module for module in modules if module._buffers and not isinstance(module, torch.jit.ScriptModule)
+    ]
+    places = [(module, dict(module._buffers)) for module in found]
+    buffers = {id(b): b for _, own in places for b in own.values() if b is not None}
+    copies = {key: buffer.clone() for key, buffer in buffers.items()}
+    try:
+        for module, own in places:
+            module._buffers.update({name: copies.get(id(buffer)) for name, buffer in own.items()})
+        yield
+    finally:
+        for module, own in places:
+            module._buffers.clear()
+            module._buffers.update(own)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Call:
         kwargs: its keyword arguments.
         autocast: device type and dtype of the autocast region that it was caught in, or None.
         ran: the modules that ran in the step that it is a part of; None where no step was seen.
-        is_training: whether it was seen in training mode, since the step fails in eval mode.
+        is_training: whether it was seen in training mode, since the step fails or runs less in eval mode.
 
     Example:
         >>> Call(nn.Linear(2, 3), (torch.zeros(5, 2),), {})().shape

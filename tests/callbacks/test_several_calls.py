@@ -17,12 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_prune import (
     Budget,
     Channel,
+    Fisher,
+    GraSP,
     InitialPruning,
     Layer,
     Magnitude,
+    PerRow,
     PostTrainingPruning,
+    Saliency,
+    SparseGPT,
     SparsityMonitor,
     TrainTimePruning,
+    Wanda,
     Window,
     load_pruned,
     preview,
@@ -613,3 +619,95 @@ def test_looking_at_more_batches_takes_none_from_training(is_stream, has_unused)
     plain, pruned = seen(), seen(TrainTimePruning(0.5, **CHANNELS, window=Window(1, 4, 1, "steps")))
     assert pruned.seen == plain.seen and pruned.body[0].out_features < 16
     assert (pruned.num_others.value > 4) is (has_unused and not is_stream)
+
+
+class Deep(Toy):
+    """Supervised within, too, by a head that runs in training alone: its step runs in eval mode as well."""
+
+    def __init__(self):
+        super().__init__()
+        del self.body, self.head
+        self.stem, self.trunk = nn.Linear(8, 32), nn.Linear(32, 16)
+        self.aux, self.head = nn.Linear(32, 4), nn.Linear(16, 4)
+
+    def forward(self, x):
+        within = self.stem(x).relu()
+        out = self.head(self.trunk(within).relu())
+        return (out, self.aux(within)) if self.training else out
+
+    def training_step(self, batch, batch_idx):
+        out = self(batch[0])
+        if not isinstance(out, tuple):
+            return F.cross_entropy(out, batch[1])
+        return sum(F.cross_entropy(one, batch[1]) for one in out)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TrainTimePruning(0.5, window=Window(end=0.5, every=0.1), **CHANNELS),
+        lambda: TrainTimePruning(0.5, shrink="update", window=Window(end=0.5, every=0.1), **CHANNELS),
+        lambda: InitialPruning(0.5, **CHANNELS),
+    ],
+    ids=["end", "update", "initial"],
+)
+def test_a_head_that_runs_in_training_alone_becomes_smaller_with_what_it_reads(make):
+    module, callback = Deep(), make()
+    run = trainer(callback, max_epochs=3)
+    run.fit(module, data(), data())
+    assert run.global_step == 18 and not callback.warnings
+    width = module.stem.out_features
+    assert width < 32 and module.aux.in_features == module.trunk.in_features == width
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InitialPruning(0.5, report=False),
+        lambda: InitialPruning(0.5, criterion=GraSP(), report=False),
+        lambda: PostTrainingPruning(0.5, criterion=Fisher(), report=False),
+        lambda: PostTrainingPruning(0.5, criterion=Wanda(), scope=PerRow(), report=False),
+    ],
+    ids=["snip", "grasp", "fisher", "wanda"],
+)
+def test_what_is_measured_of_a_head_that_runs_in_training_alone_is_measured_in_training(make):
+    callback = make()
+    trainer(callback, max_epochs=1).fit(Deep(), data(), data())
+    assert "aux.weight" in callback.masks and callback.pruner.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+class Remembering(Toy):
+    """Keeps a queue and counts its steps in buffers, as contrastive methods do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(6, 4))
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
+
+    def training_step(self, batch, batch_idx):
+        out = self(batch[0])
+        with torch.no_grad():
+            self.queue[self.num_steps % 6] = out[0]
+            self.num_steps += 1
+        return F.cross_entropy(out, batch[1]) + (out @ self.queue.clone().T).square().mean()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InitialPruning(0.5, report=False),
+        lambda: InitialPruning(0.5, num_rounds=4, report=False),
+        lambda: PostTrainingPruning(0.5, criterion=Wanda(), scope=PerRow(), report=False),
+        lambda: PostTrainingPruning(0.5, solver=SparseGPT(), reestimate_batch_norm=True, report=False),
+        lambda: PostTrainingPruning(0.5, criterion=Saliency(), **CHANNELS),
+    ],
+    ids=["snip", "rounds", "wanda", "sparsegpt", "channels"],
+)
+def test_calibration_leaves_what_a_step_keeps_in_buffers_as_it_was(make):
+    module, twin = Remembering(), Remembering()
+    for each, callbacks in ((twin, []), (module, [make()])):
+        torch.manual_seed(0)  # of dropout
+        trainer(*callbacks, max_epochs=1).fit(each, data(), data())
+    assert int(module.num_steps) == int(twin.num_steps) == 6
+    if not isinstance(make(), InitialPruning):
+        assert torch.equal(module.queue, twin.queue)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict, deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lightning_prune.graph import trace
-from lightning_prune.graph.sandbox import attributes_kept, eager
+from lightning_prune.graph.sandbox import attributes_kept, buffers_copied, eager
 
 
 class Keeps(nn.Module):
@@ -54,6 +56,83 @@ def test_what_layers_share_is_shared_in_a_run_and_comes_back():
         for a, b in zip(old, new, strict=True)
     )
     assert net[0].last.maxlen == 2 and type(net[0].counts) is defaultdict
+
+
+class Hooked(nn.Module):
+    """Sets a hook on its layer in its first call, as models do that collect hidden states; counts what runs."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.layer, self.is_ready, self.generator = nn.Linear(2, 2), False, generator
+        self.calls = 0
+
+    def forward(self, x):
+        if not self.is_ready:
+            self.layer.register_forward_hook(self.count)
+            self.layer.register_full_backward_pre_hook(lambda *_: None)
+            self.is_ready = True
+        return self.layer(x)
+
+    def count(self, *_):
+        self.calls += 1
+
+
+def test_hooks_that_a_run_sets_are_gone_with_what_remembers_them():
+    net = Hooked(None)
+    for _ in range(3):
+        with attributes_kept(net), torch.no_grad():
+            net(torch.ones(1, 2))
+            assert net.calls == 1
+    net(torch.ones(1, 2))
+    assert net.calls == 1 and len(net.layer._forward_hooks) == 1 and len(net.layer._backward_pre_hooks) == 1
+
+
+def test_hooks_of_before_stay_and_those_that_a_run_removes_come_back():
+    net, calls = nn.Linear(2, 2), []
+    handle = net.register_forward_hook(lambda *_: calls.append(1))
+    with attributes_kept(net):
+        net(torch.ones(1, 2))
+        handle.remove()
+    net(torch.ones(1, 2))
+    handle.remove()
+    net(torch.ones(1, 2))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (torch.Generator, lambda g: torch.rand(3, generator=g).tolist()),
+        (random.Random, lambda g: g.random()),
+        (np.random.default_rng, lambda g: g.random()),
+        (np.random.RandomState, lambda g: g.rand()),
+    ],
+    ids=["torch", "python", "numpy", "legacy"],
+)
+def test_generators_that_a_module_owns_go_on_from_where_they_were(make, draw):
+    net = Hooked(make())
+    others = nn.Sequential(Hooked({"nested": [net.generator]}), net)
+    draw(net.generator)
+    with attributes_kept(others):
+        first = draw(net.generator)
+        draw(net.generator)
+    assert draw(net.generator) == first != draw(net.generator)
+
+
+def test_buffers_are_written_into_copies_which_a_backward_pass_can_still_read():
+    net = nn.Module()
+    net.register_buffer("center", torch.ones(2))
+    net.register_buffer("nothing", None)
+    net.twin = nn.Module()
+    net.twin.register_buffer("center", net.center)
+    weight, center = torch.tensor([2.0, 3.0], requires_grad=True), net.center
+    with buffers_copied(net.modules()):
+        net.center.mul_(5.0)
+        assert net.twin.center is net.center is not center and net.nothing is None
+        loss = (weight * net.center).sum()
+    loss.backward()
+    assert net.center is net.twin.center is center and center.tolist() == [1.0, 1.0]
+    assert weight.grad.tolist() == [5.0, 5.0]
 
 
 def test_attributes_that_a_run_makes_are_gone():
