@@ -10,11 +10,15 @@ import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_prune.callbacks.in_training import InTraining
+from lightning_prune.callbacks.selection import check_is_logged
 from lightning_prune.callbacks.states import restoring
-from lightning_prune.core.checks import check_positive, check_sparsity, did_you_mean
+from lightning_prune.core.checks import check_positive, check_sparsity
 from lightning_prune.core.directions import checked_mode
 from lightning_prune.model.guarding import Guard
 from lightning_prune.model.pruning import Pruner
+
+SHORT = 0.005
+"""By how much the sparsity may be missed without a word."""
 
 
 class CollapseGuard(L.Callback):
@@ -88,6 +92,10 @@ class CollapseGuard(L.Callback):
                 "`callbacks` has a CollapseGuard only with a callback whose updates can be undone, but got "
                 f"{type(found[0]).__name__}, {reason}."
             )
+        if self.monitor is not None and trainer.barebones:
+            raise ValueError(
+                f"`monitor` is None with Trainer(barebones=True), which logs no metrics, but got {self.monitor!r}."
+            )
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise ValueError(
                 "`strategy` keeps whole weights on each process with CollapseGuard (one device, DDP), but got "
@@ -124,9 +132,7 @@ class CollapseGuard(L.Callback):
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         known: Mapping[str, Any] = trainer.callback_metrics
-        if self.monitor not in known:
-            near = did_you_mean(self.monitor, list(known))
-            raise ValueError(f"`monitor` is one of {sorted(known)}, but got {self.monitor!r}.{near}")
+        check_is_logged(self.monitor, known)
         value: float = trainer.strategy.broadcast(float(known[self.monitor]))
         if self._is_well(value):
             is_best = self.best is None or (value > self.best) is (self.mode == "max")
@@ -158,6 +164,17 @@ class CollapseGuard(L.Callback):
         self._callback._warn(
             f"`{name}` is protected from now on, and the other layers make up for it: {what}."
         )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where what is protected has cost sparsity."""
+        callback = self._callback
+        if not self.protected or callback is None or not callback.is_final:
+            return
+        if (wanted := self._pruner.final_sparsity) - self._pruner.sparsity > SHORT:
+            callback._warn(
+                f"What CollapseGuard protects could not be made up for by other layers: sparsity is "
+                f"{self._pruner.sparsity:.4f}, and was to be {wanted:.4f}."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was saved so far, safe under `torch.load(weights_only=True)`."""

@@ -243,11 +243,16 @@ class InTraining(Stepping):
             self._pruner.apply_()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Mask what averaging callbacks have put into the module, and say so where the target was not reached."""
+        """Mask what averaging callbacks have put into the module, and say so where the target was not reached.
+
+        Raises:
+            ValueError: a module was replaced or removed, whose masks are lost with it.
+        """
         if self.pruner is None:  # a run that goes on where no batch was left
             batches = calibration_batches(trainer, trainer.train_dataloader, NUM_EXAMPLES)
             self.pruner = self._coupled(trainer, pl_module, batches, trained_ids(trainer.optimizers))
             self._go_on()
+        check_there(pl_module, self._pruner.targets)
         self._update_if_due()
         self._pruner.apply_()
         self._mask_averages_(trainer)

@@ -112,6 +112,11 @@ class InitialPruning(InTraining):
         self.unfinished = None if unfinished is None else check_path("unfinished", unfinished)
         self.num_rounds, self.revive = checked_rounds(num_rounds, revive, budget), revive
 
+    @property
+    def unguarded(self) -> str | None:
+        """Why updates cannot be watched and undone by a guard."""
+        return "which prunes once, before training starts"
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         nouns = {

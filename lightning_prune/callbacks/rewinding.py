@@ -114,6 +114,11 @@ class WeightRewinding(InTraining):
         """Whether this is the last training."""
         return self.level == self.chosen.num_levels
 
+    @property
+    def unguarded(self) -> str | None:
+        """Why updates cannot be watched and undone by a guard."""
+        return "which prunes between two trainings, and goes back to the weights of before by itself"
+
     def describe(self) -> dict[str, str]:
         """Return the nouns as text."""
         nouns = {n: text for n, text in super().describe().items() if n not in ("schedule", "window")}

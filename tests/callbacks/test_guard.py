@@ -10,12 +10,14 @@ from lightning_prune import (
     CollapseGuard,
     Constant,
     Global,
+    InitialPruning,
     Linear,
     Local,
     NofM,
     SparseTraining,
     StraightThrough,
     TrainTimePruning,
+    WeightRewinding,
     Window,
 )
 from lightning_prune.callbacks import in_training
@@ -118,8 +120,9 @@ def test_a_layer_that_would_die_at_once_stays_whole():
 
 def test_where_every_layer_would_be_too_thin_none_is_pruned():
     callback, guard = pruning(schedule=Constant(), scope=Local()), CollapseGuard(0.5)
-    with pytest.warns(UserWarning, match="is protected"):
+    with pytest.warns(UserWarning, match="is protected|could not be made up for"):
         fit(callback, guard, module=Toy)
+    assert "sparsity is 0.0000, and was to be 0.7000" in callback.warnings[-1]
     assert sorted(guard.protected) == sorted(callback.masks) and callback.pruner.sparsity == 0
 
 
@@ -204,6 +207,11 @@ def test_a_killed_run_goes_on_bit_for_bit(kind, kill_at, tmp_path):
         (pruning(granularity=Channel()), r"TrainTimePruning, whose granularity, Channel\(.*`min_keep`"),
         (pruning(masking=StraightThrough()), r"TrainTimePruning, whose masking, StraightThrough\("),
         (pruning(sparsity=None, scope=NofM()), r"TrainTimePruning, whose scope, NofM\("),
+        (
+            WeightRewinding(0.5, num_levels=1, report=False),
+            "WeightRewinding, which prunes between two trainings",
+        ),
+        (InitialPruning(0.5, report=False), "InitialPruning, which prunes once, before training starts"),
     ],
 )
 def test_what_cannot_be_rolled_back_is_refused(callback, reason):
@@ -222,6 +230,11 @@ def test_less_of_a_loss_is_better_without_being_told():
 def test_an_unknown_metric_is_refused():
     with pytest.raises(ValueError, match=r"`monitor` is one of .*'val/acc'.*Did you mean val/acc"):
         fit(CollapseGuard(monitor="val/accuracy"), pruning())
+
+
+def test_a_metric_that_a_barebones_trainer_does_not_log_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"`monitor` is None with Trainer\(barebones=True\)"):
+        fit(CollapseGuard(monitor="val/acc"), pruning(), barebones=True)
 
 
 @pytest.mark.parametrize(

@@ -60,3 +60,13 @@ def test_other_callbacks_say_when_they_are_done(pruning, first, tmp_path):
     best = SparseModelCheckpoint(tmp_path, monitor="val/loss", filename="{epoch}")
     trainer(*([pruning] if pruning else []), best, max_epochs=2).fit(Worse(), data(), data())
     assert best.best_model_path.endswith(f"epoch={first}.ckpt")
+
+
+@pytest.mark.parametrize("kind", [SparseEarlyStopping, SparseModelCheckpoint])
+def test_a_metric_that_nobody_logs_is_told_before_the_ramp_is_over(kind, tmp_path):
+    pruning = TrainTimePruning(0.5, window=Window(end=0.9, every=0.1), report=False)
+    folder = {"dirpath": tmp_path} if kind is SparseModelCheckpoint else {}
+    run = trainer(pruning, kind(monitor="val/los", **folder), max_epochs=10)
+    with pytest.raises((ValueError, RuntimeError), match="val/loss"):
+        run.fit(Worse(), data(), data())
+    assert run.current_epoch == 0

@@ -54,6 +54,25 @@ def test_a_module_that_is_replaced_in_mid_training_is_no_silent_loss(name):
         trainer(AtEpoch(replaced), MAKE[name](), max_epochs=3).fit(Toy(), data(), data())
 
 
+class AtStep(L.Callback):
+    """Does something to the module after its second step of the last epoch."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == trainer.max_epochs - 1 and batch_idx == 1:
+            self.change(trainer, pl_module)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*HOLDING} - {"structured"})
+)  # the smaller model fails with it by itself
+def test_a_module_that_is_replaced_within_the_last_epoch_is_no_silent_loss_either(name):
+    with pytest.raises(ValueError, match=r"`body\.4\.weight` is pruned, but was taken out of the module"):
+        trainer(AtStep(replaced), MAKE[name](), max_epochs=2).fit(Toy(), data(), data())
+
+
 @pytest.mark.parametrize("name", ["train_time", "sparse", "initial", "structured", "post"])
 def test_a_module_that_is_added_in_mid_training_trains_along(name):
     def added(trainer, module):
