@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_prune.core.types import Name
 from lightning_prune.model.calls import Call, capture_call, map_tensors, replaying, tensors_of
+from lightning_prune.model.plain import numbers_of
 from lightning_prune.model.targets import NORMS
 
 
@@ -69,7 +70,7 @@ def flow_gradients(
 def _positive(name: Name, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.detach()
-    found = tensor.detach().double().abs()
+    found = numbers_of(tensor).detach().double().abs()
     return torch.zeros_like(found) if name.rpartition(".")[2] == "running_mean" else found
 
 

@@ -14,6 +14,8 @@ from lightning_prune.core.patterns import check_match, matches
 from lightning_prune.core.types import Name
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.latency import measure_latencies
+from lightning_prune.model.plain import is_plain, numbers_of
+from lightning_prune.model.shards import num_nonzeros
 from lightning_prune.model.sparse import SparseLinear, places_of
 from lightning_prune.report.costs import Acceleration, Latency, LayerKernel, differs
 
@@ -108,7 +110,7 @@ def _why_not(
         return "read by a fused kernel of torch"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         return "has hooks"
-    return kernel.why_not(layer)
+    return kernel.why_not(layer) if is_plain(layer.weight) else f"a weight of {type(layer.weight).__name__}"
 
 
 def _inputs(call: Call, layers: Iterable[nn.Module]) -> dict[int, Tensor]:
@@ -142,4 +144,4 @@ def _measured(
 
 
 def _sparsity(layer: nn.Linear) -> float:
-    return 1.0 - int(layer.weight.count_nonzero()) / max(1, layer.weight.numel())
+    return 1.0 - num_nonzeros(numbers_of(layer.weight)) / max(1, layer.weight.numel())

@@ -14,6 +14,7 @@ from torch.utils.benchmark import Timer
 
 from lightning_prune.model.calls import Call
 from lightning_prune.model.copies import copied
+from lightning_prune.model.plain import is_plain
 from lightning_prune.report.costs import Latency
 
 NUM_ROUNDS = 10
@@ -88,7 +89,7 @@ def dense_twin(call: Call) -> Call:
     module = copied(call.module)
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.dim() >= 2 and parameter.numel():
+            if parameter.dim() >= 2 and parameter.numel() and is_plain(parameter):
                 small = torch.full(parameter.shape, TINY * float(parameter.abs().max()) or TINY)
                 small.view(-1)[::2] *= -1.0  # so that their sums are small too
                 parameter.copy_(torch.where(parameter == 0, small.to(parameter), parameter))

@@ -144,12 +144,17 @@ def shrink(
         {'0.weight': (32, 16)} Linear(in_features=16, out_features=2, bias=True)
     """
     recipe = Recipe(sparsity, criterion, granularity, scope, include, exclude, budget)
+    if not isinstance(granularity, Couples):
+        raise ValueError(
+            f"`granularity` is of coupled groups, Channel(), Head() or Layer(), but got {granularity}, which makes no "
+            "model smaller: `prune` sets weights to zero."
+        )
     checked_solver(solver, granularity, blocks)
     batches = list(batches) if batches is not None else None
     if reestimate_batch_norm and not batches:
         raise ValueError("`batches` is calibration data, which batch norms need, but got none.")
     pruner = pruner_of(model, recipe, call_of(model, example))
-    assert not isinstance(pruner, Pruner)
+    assert not isinstance(pruner, Pruner)  # by the granularity
     outside = pruner.copies.declare(copies)
     if batches is not None or not recipe.by_influence:  # which is measured on the example as well
         calibrate(pruner.statistics, model, batches, forward=forward, loss=loss)

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_prune.core.patterns import check_match, listed, matches
 from lightning_prune.core.types import Name
 from lightning_prune.model.layouts import is_transformers_conv1d, output_dim
+from lightning_prune.model.plain import is_plain
 
 Pattern: TypeAlias = str | type[nn.Module]
 
@@ -46,13 +49,25 @@ class _Candidate:
     @property
     def is_normed(self) -> bool:
         """Whether it is a direction or a length by `torch.nn.utils.weight_norm`: without any, both are not defined."""
+        return self._is_of_weight_norm("_g", "_v")
+
+    @property
+    def is_direction(self) -> bool:
+        """Whether a norm of its rows is divided by, which a row of zeros does not have."""
+        is_parametrized = any(
+            isinstance(owner, ParametrizationList) and isinstance(owner[0], _WeightNorm)
+            for owner in self.owners
+        )
+        return self._is_of_weight_norm("_v") or (is_parametrized and self.names[0].endswith(".original1"))
+
+    def _is_of_weight_norm(self, *ends: str) -> bool:
         keys = {name.rpartition(".")[2] for name in self.names}
         return any(
             f"{hook.name}{end}" in keys
             for owner in self.owners
             for hook in owner._forward_pre_hooks.values()
             if isinstance(hook, WeightNorm)
-            for end in ("_g", "_v")
+            for end in ends
         )
 
 
@@ -78,7 +93,8 @@ def select_targets(
         trained: ids of the parameters that are being trained; without `include`, only these are taken.
 
     Raises:
-        ValueError: an entry matches nothing, nothing is left to prune, or a lazy parameter has no shape yet.
+        ValueError: an entry matches nothing, nothing is left to prune, a lazy parameter has no shape yet, or `include`
+            names a direction of `weight_norm`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 4))
@@ -97,6 +113,12 @@ def select_targets(
         return candidate.is_default and (trained is None or id(candidate.parameter) in trained)
 
     chosen = {name: candidate.parameter for name, candidate in candidates.items() if is_chosen(candidate)}
+    if directions := [name for name in chosen if candidates[name].is_direction]:
+        raise ValueError(
+            f"`include` names weights that a row of zeros can be of, but got {listed(directions, num_shown=3)}, which "
+            "weight_norm divides by the norm of its rows: remove weight_norm (torch.nn.utils.parametrize."
+            "remove_parametrizations, torch.nn.utils.remove_weight_norm), or leave the layer out by `exclude`."
+        )
     if not chosen:
         spared = computed_layers(model, (), exclude) if include is None else []
         raise ValueError(
@@ -130,11 +152,12 @@ def said_of_computed(paths: Sequence[str]) -> str:
 
     Example:
         >>> said_of_computed(["0"])
-        'The weights of `0` are computed from others, by weight_norm or a parametrization: remove that, or name ...
+        'The weights of `0` are computed from others, by weight_norm or a parametrization: remove that, or, but ...
     """
     return (
         f"The weights of {listed((f'`{path}`' for path in paths), num_shown=5)} are computed from others, by "
-        "weight_norm or a parametrization: remove that, or name what they are computed from in `include`."
+        "weight_norm or a parametrization: remove that, or, but for weight_norm, name what they are computed from in "
+        "`include`."
     )
 
 
@@ -229,9 +252,9 @@ def _candidates(model: nn.Module) -> dict[Name, _Candidate]:
 def _is_candidate(module: nn.Module, key: str, parameter: Tensor) -> bool:
     is_bias = key.startswith("bias")  # those of an attention have three dims
     is_spared = is_bias or isinstance(module, NORMS)
-    is_plain = parameter.is_floating_point() and parameter.layout is torch.strided
-    is_plain = is_plain and parameter.element_size() > 1  # there is no arithmetic for floats of 8 bits
-    return parameter.dim() >= 2 and parameter.numel() > 0 and is_plain and not is_spared
+    is_dense = parameter.is_floating_point() and parameter.layout is torch.strided and is_plain(parameter)
+    is_dense = is_dense and parameter.element_size() > 1  # there is no arithmetic for floats of 8 bits
+    return parameter.dim() >= 2 and parameter.numel() > 0 and is_dense and not is_spared
 
 
 def _check_matches(argument: str, patterns: Sequence[Pattern], candidates: Mapping[Name, _Candidate]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lightning_prune.core.types import Masks
 from lightning_prune.model.calls import tensors_of
+from lightning_prune.model.plain import parts_of
 
 KEY_FILE = "key.json"
 OWN = re.compile(r"[0-9a-f]{16}\.pt|\.[0-9a-f]{16}\.pt\.\d+\.tmp|" + re.escape(KEY_FILE))
@@ -169,7 +170,7 @@ def key_of(model: nn.Module, masks: Masks, words: Mapping[str, str], batches: It
 
 
 def _digest(found: Any, tensor: Any) -> None:
-    if isinstance(tensor, Tensor):
-        plain = tensor.detach().cpu().contiguous()
+    for part in parts_of(tensor) if isinstance(tensor, Tensor) else ():
+        plain = part.detach().cpu().contiguous()
         found.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
         found.update(plain.reshape(-1).view(torch.uint8).numpy())

@@ -29,7 +29,7 @@ def layers_left_out(module: nn.Module, recipe: Recipe, targets: Mapping[Name, Te
     for path in computed:
         yield (
             f"`{path}` is not pruned: its weight is computed from others, by weight_norm or a parametrization. "
-            "Remove that, or name what it is computed from in `include`."
+            "Remove that, or, but for weight_norm, name what it is computed from in `include`."
         )
     yield from _shares_left_out(module, recipe, targets, computed)
 

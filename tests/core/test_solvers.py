@@ -230,6 +230,15 @@ def test_weights_that_nothing_depends_on_go_first_however_large(solver):
     assert int(mask.sum()) == 12 and not mask[:, 2].any()
 
 
+def test_inputs_that_are_never_on_cost_no_more_weights_than_the_quota_says():
+    """Where they are more than go, those that stay keep their weights: zeros beside the masks would not be counted."""
+    weight, x, _ = layer(out=3, size=8)
+    x[:, :6] = 0.0
+    found, mask = SparseGPT()(weight=weight, gram=x.t() @ x, quota=Quota(Local(), 12, (3, 8)))
+    assert int(mask.sum()) == int(found.count_nonzero()) == 12 and bool(mask[:, 6:].all())
+    assert torch.equal(found[mask], weight[mask])
+
+
 @pytest.mark.parametrize("solver", members("solver"), ids=str)
 @pytest.mark.parametrize(("scope", "keep"), [(Local(), 30), (PerRow(), 36), (NofM(), 36)], ids=str)
 def test_a_solver_keeps_what_the_quota_says_changes_nothing_and_decides_the_same_again(solver, scope, keep):

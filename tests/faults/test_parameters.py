@@ -1,12 +1,23 @@
 """Parameters of all sorts: what can be masked is, what cannot is left alone or refused by name."""
 
+import json
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_prune import Channel, TrainTimePruning, prune, shrink
+from lightning_prune import (
+    Channel,
+    InitialPruning,
+    PostTrainingPruning,
+    SparseTraining,
+    SynFlow,
+    TrainTimePruning,
+    Wanda,
+    prune,
+    shrink,
+)
 from lightning_prune.model.apply import apply_masks_
 from tests.callbacks.toy import Toy, data, pruned_weights, trainer
 
@@ -114,6 +125,48 @@ def test_quantised_layers_are_left_alone():
     assert list(prune(model, 0.5)) == ["0.weight", "2.weight"]
     with pytest.raises(ValueError, match="candidates, parameters of at least two dims, are none"):
         prune(torch.ao.nn.quantized.dynamic.Linear(4, 4), 0.5)
+
+
+class PartlyQuantized(Toy):
+    """A frozen layer in 8 bits, whose tensors are of torchao's class and know few of torch's operations."""
+
+    def __init__(self):
+        super().__init__()
+        torchao = pytest.importorskip("torchao.quantization")
+        torchao.quantize_(self.body, torchao.Int8WeightOnlyConfig(), filter_fn=lambda _, name: name == "4")
+        self.body[4].requires_grad_(False)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], 1e-2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TrainTimePruning(0.5),
+        lambda: SparseTraining(0.5, report=False),
+        lambda: PostTrainingPruning(0.5),
+        lambda: PostTrainingPruning(0.5, criterion=Wanda(), report=False),
+        lambda: InitialPruning(0.5, criterion=SynFlow(), num_rounds=2, report=False),
+    ],
+    ids=["train", "dst", "post", "wanda", "synflow"],
+)
+def test_layers_of_another_library_in_8_bits_are_left_alone_in_a_fit(make, tmp_path):
+    module, callback = PartlyQuantized(), make()
+    trainer(callback, default_root_dir=tmp_path, max_epochs=2).fit(module, data(), data())
+    assert sorted(callback.masks) == ["body.0.weight", "head.weight"]
+    assert callback.pruner.sparsity == pytest.approx(0.5, abs=0.01)
+    if callback.report:
+        report = json.loads(next(tmp_path.rglob("report.json")).read_text())
+        dense = module.body[4].weight.dequantize()
+        weights = [
+            module.body[0].weight,
+            module.head.weight,
+            dense,
+            *(p for p in module.parameters() if p.dim() == 1),
+        ]
+        assert report["cost_after"]["nonzeros"] == sum(int(w.count_nonzero()) for w in weights)
+        assert report["cost_after"]["latency"] is not None
 
 
 def test_frozen_weights_are_pruned_if_asked_for_and_not_otherwise():

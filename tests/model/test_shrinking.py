@@ -8,7 +8,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_prune
-from lightning_prune import Budget, Channel, Global, Head, Isomorphic, Layer, Local, Wanda, prune, shrink
+from lightning_prune import (
+    Budget,
+    Channel,
+    Global,
+    Head,
+    Isomorphic,
+    Layer,
+    Local,
+    Wanda,
+    Weight,
+    prune,
+    shrink,
+)
 from lightning_prune.examples.networks import GPT, ConvNet, LeNet5, ResNet20
 from lightning_prune.graph import trace
 from lightning_prune.model.calls import Call
@@ -304,12 +316,8 @@ def test_reasons_are_told_once_and_what_every_model_has_comes_last():
     assert found == (
         "Sequential. Frozen are `4.weight[1]` (weight norm divides by the norm of each row), `4.weight[0]` (output of "
         "the model). The weights of `0`, `2` are computed from others, by weight_norm or a parametrization: remove "
-        "that, or name what they are computed from in `include`."
+        "that, or, but for weight_norm, name what they are computed from in `include`."
     )
-    found = reason_of(
-        convolutions(nn.utils.parametrizations.weight_norm), torch.randn(2, 4, 9), include=["*original*"]
-    )
-    assert found.endswith(" and 5 more (weight norm divides by the norm of each row).")
 
 
 class SplitByWidth(nn.Module):
@@ -339,3 +347,9 @@ def test_what_exclude_keeps_is_no_fault_of_the_model():
         "Sequential. Frozen are `0.weight` (`include` or `exclude` keeps it, or it is frozen), `2.weight[0]` (output "
         "of the model)."
     )
+
+
+def test_what_makes_no_model_smaller_is_refused_by_shrink():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"`granularity` is of coupled groups, .*got Weight\(\).*`prune`"):
+        shrink(net, torch.randn(1, 4), 0.5, granularity=Weight())

@@ -86,6 +86,22 @@ def test_computed_layers_are_named_where_there_are_no_others(wrap):
         select_targets(net, exclude=["0"])
 
 
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [(nn.utils.weight_norm, "0.weight_v"), (nn.utils.parametrizations.weight_norm, "0.*.original1")],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_directions_that_weight_norm_divides_by_the_length_of_are_refused(wrap, name):
+    """A row of which nothing is left would have no length: the weight that is computed from it is NaN."""
+    net = nn.Sequential(wrap(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    for include in (["*"], [name], ["0"]):
+        with pytest.raises(ValueError, match=r"`include` names .*0\..*weight_norm.*remove_parametrizations"):
+            select_targets(net, include=include)
+    assert (
+        list(select_targets(net)) == list(select_targets(net, include=["*"], exclude=["0"])) == ["2.weight"]
+    )
+
+
 def test_tied_weights_are_taken_once_and_answer_to_each_name():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight

@@ -88,8 +88,10 @@ class SparseGPT:
     def __call__(self, *, weight: Tensor, gram: Tensor, quota: Quota) -> tuple[Tensor, Tensor]:
         import torch
 
-        left = weight.clone()
-        left[:, gram.diagonal() == 0] = 0.0  # inputs that are never on
+        is_dead = (
+            gram.diagonal() == 0
+        )  # inputs that are never on go first, and keep their weights where they stay
+        left = weight * ~is_dead
         lower = torch.linalg.cholesky(damped(gram.double(), self.damping))
         upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).to(weight.dtype)
         mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
@@ -100,7 +102,7 @@ class SparseGPT:
             block, factors = left[:, part], upper[part, part]
             mask[:, part], errors = self._block(block, factors, start, quota)
             left[:, part.stop :] -= errors @ upper[part, part.stop :]
-        return left * mask, mask
+        return torch.where(is_dead, weight, left) * mask, mask
 
     @staticmethod
     def _block(block: Tensor, factors: Tensor, start: int, quota: Quota) -> tuple[Tensor, Tensor]:
