@@ -43,9 +43,15 @@ def keep_what_steps_need(module: L.LightningModule, pruner: GroupPruner, shown: 
         while found := first_unfit(pruner.couplings, _half(pruner), run, pruner.agree, is_known=is_known):
             group, error = found
             unfit = _alike(pruner, group, seen)
-            pruner.leave_whole_(unfit, f"`{name}` fails once it is smaller: {error}")
+            pruner.leave_whole_(unfit, f"`{name}` fails once it is smaller: {error}{_advice(pruner)}")
             pruner.check_reach(Verdict.OPEN, Verdict.STAYS)
             yield from (f"`{other}` stays whole, since {pruner.frozen[other]}" for other in unfit)
+
+
+def _advice(pruner: GroupPruner) -> str:
+    """Say what helps where a step may be averaging weights into a copy, which is not smaller yet when it is tried."""
+    suspect = next(iter(pruner.copies.suspects), None)
+    return f" (average weights into `{suspect}` in on_train_batch_end, not in the step)" if suspect else ""
 
 
 def _half(pruner: GroupPruner) -> Choice:

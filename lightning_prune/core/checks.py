@@ -19,7 +19,7 @@ def check_number(name: str, value: object, what: str = "a number") -> float:
         3.0
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"`{name}` is {what}, but got {value!r}.")
+        raise ValueError(f"`{name}` is {what}, but got {value!r}.{_advice(value, float)}")
     return float(value)
 
 
@@ -83,8 +83,16 @@ def check_count(name: str, value: object, minimum: int) -> int:
         5
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"`{name}` is a whole number of at least {minimum}, but got {value!r}.")
+        raise ValueError(
+            f"`{name}` is a whole number of at least {minimum}, but got {value!r}.{_advice(value, int)}"
+        )
     return value
+
+
+def _advice(value: object, kind: type) -> str:
+    """Say how a number of another library's becomes one of Python's, which checkpoints and records can hold."""
+    is_foreign = not isinstance(value, (bool, int, float)) and hasattr(value, "item")
+    return f" Numbers are Python's: write {kind.__name__}(...)." if is_foreign else ""
 
 
 def check_flag(name: str, value: object) -> bool:

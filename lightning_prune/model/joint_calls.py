@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten
 
 from lightning_prune.model.calls import (
@@ -218,6 +219,8 @@ def _plain(value: Any) -> Any:
 def not_called(model: nn.Module, used: Container[str], exempt: Sequence[str] = ()) -> list[str]:
     """Return the paths of modules that are trained and of which a call has used nothing, the outermost ones.
 
+    Single numbers, as weights of losses, fit whatever becomes smaller.
+
     Args:
         model: the whole model.
         used: the names of the parameters that the call has used.
@@ -230,7 +233,8 @@ def not_called(model: nn.Module, used: Container[str], exempt: Sequence[str] = (
     found: list[str] = []
     known = {id(p) for name, p in model.named_parameters() if name in used}
     for path, module in model.named_modules():
-        names = [(name, p) for name, p in module.named_parameters(prefix=path) if p.requires_grad]
+        names = [(name, p) for name, p in module.named_parameters(prefix=path)]
+        names = [(name, p) for name, p in names if p.requires_grad and (is_lazy(p) or p.dim())]
         trained = [
             p for name, p in names if not any(name.startswith(f"{above}.") for above in (*found, *exempt))
         ]

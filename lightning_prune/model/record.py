@@ -99,7 +99,8 @@ def load_pruned(
         kwargs: arguments of `cls` that the checkpoint does not hold, or others than it holds.
 
     Raises:
-        ValueError: the record is damaged, of a newer version or of another model, or `cls` is no LightningModule.
+        ValueError: the record is damaged, of a newer version or of another model, the file is no checkpoint, or `cls`
+            is no LightningModule.
 
     Example:
         >>> load_pruned(LitModel, "pruned.ckpt")  # doctest: +SKIP
@@ -119,7 +120,15 @@ def load_pruned(
     check_whole(path)
     with _replaying(cls):
         load: Callable[..., M] = getattr(cls, "load_from_checkpoint")  # noqa: B009
-        return load(path, map_location=map_location, strict=strict, weights_only=True, **kwargs)
+        try:
+            return load(path, map_location=map_location, strict=strict, weights_only=True, **kwargs)
+        except KeyError as error:
+            if error.args != ("pytorch-lightning_version",):
+                raise
+            raise ValueError(
+                f"`path` is a checkpoint that a Trainer has saved, but got {str(path)!r}, which is none: weights alone "
+                f"go into a model of their size by `load_state_dict`, those of `export_weights` end in .safetensors."
+            ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import lightning as L
@@ -711,3 +712,42 @@ def test_calibration_leaves_what_a_step_keeps_in_buffers_as_it_was(make):
     assert int(module.num_steps) == int(twin.num_steps) == 6
     if not isinstance(make(), InitialPruning):
         assert torch.equal(module.queue, twin.queue)
+
+
+class AveragesInStep(Toy):
+    """A momentum encoder that the step itself updates, as MoCo's code does, and a weight of its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.average = copy.deepcopy(self.body).requires_grad_(False)
+        self.balance = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(()))})
+
+    def update_(self):
+        with torch.no_grad():
+            for ours, its in zip(self.body.parameters(), self.average.parameters(), strict=True):
+                its.mul_(0.9).add_(ours, alpha=0.1)
+
+    def training_step(self, batch, batch_idx):
+        if self.in_step:
+            self.update_()
+        return super().training_step(batch, batch_idx) * self.balance["weight"].exp() + self.balance["weight"]
+
+    def on_train_batch_end(self, *_):
+        if not self.in_step:
+            self.update_()
+
+
+def test_an_average_that_the_step_itself_updates_is_named_with_what_helps():
+    module = AveragesInStep()
+    module.in_step = True
+    with pytest.raises(
+        ValueError, match="average weights into `average` in on_train_batch_end, not in the step"
+    ):
+        trainer(TrainTimePruning(0.5, **CHANNELS)).fit(module, data(), data())
+    module = AveragesInStep()
+    module.in_step = False
+    trainer(callback := TrainTimePruning(0.5, **CHANNELS), max_epochs=2).fit(module, data(), data())
+    assert module.average[0].out_features == module.body[0].out_features < 16
+    assert (
+        not callback.warnings
+    )  # none of the number that weighs the loss, which fits whatever becomes smaller

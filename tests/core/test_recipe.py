@@ -1,8 +1,10 @@
 """A recipe is checked as a whole; single mistakes are in tests/model/test_pruning.py."""
 
+import numpy as np
 import pytest
+import torch
 
-from lightning_prune import ERK, Fixed, Global, Local, NofM
+from lightning_prune import ERK, Channel, Fixed, Global, Local, NofM
 from lightning_prune.core.recipe import Recipe
 
 
@@ -32,3 +34,16 @@ def test_text_is_the_same_in_every_process():
         and text["scope"] == "ERK(kernel=True)"
     )
     assert Recipe(0.5).describe()["scope"] == str(Global())
+
+
+@pytest.mark.parametrize("value", [np.float32(0.9), torch.tensor(0.9)], ids=["numpy", "torch"])
+def test_numbers_of_other_libraries_are_refused_with_what_makes_them_python_s(value):
+    """Checkpoints and records hold Python's numbers alone."""
+    with pytest.raises(
+        ValueError, match=r"`sparsity` is a sparsity.*Numbers are Python's: write float\(\.\.\.\)"
+    ):
+        Recipe(value)
+    with pytest.raises(ValueError, match=r"`min_keep` is a whole number.*write int\(\.\.\.\)"):
+        Channel(min_keep=np.int64(4))
+    with pytest.raises(ValueError, match=r"got '0\.9'\.$"):
+        Recipe("0.9")

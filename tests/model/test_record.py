@@ -249,3 +249,11 @@ def test_all_of_it_loads_safely(tmp_path):
     torch.save({KEY: to_data(plans_of(pruned()))}, path)
     assert read_record(torch.load(path, weights_only=True)) == plans_of(pruned())
     assert isinstance(pruned(), L.LightningModule)
+
+
+def test_weights_alone_are_no_checkpoint(tmp_path):
+    torch.save(Toy().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(
+        ValueError, match=r"`path` is a checkpoint that a Trainer has saved, but got .*weights\.pt"
+    ):
+        load_pruned(Toy, tmp_path / "weights.pt")
