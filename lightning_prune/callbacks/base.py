@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.callbacks.command_line import teach_jsonargparse
+from lightning_prune.callbacks.files import keep_files_whole_
 from lightning_prune.callbacks.interruption import LATENCIES, local_folder_of
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
@@ -97,12 +98,13 @@ class PruningCallback(L.Callback):
         return self.recipe.describe()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what would lose sparsity, and take the place behind the callbacks that average weights.
+        """Refuse what would lose sparsity, take the place behind callbacks that average weights, and keep files whole.
 
         Raises:
             ValueError: a strategy under which masks would be lost.
         """
         check_strategy(trainer.strategy, self)
+        keep_files_whole_(trainer)
         if not self._is_of(pl_module):
             self.dense = None  # of another module, trained before
         follow_record_(pl_module)

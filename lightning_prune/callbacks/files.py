@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
@@ -16,6 +17,7 @@ from lightning_prune.model.whole import check_whole, safely
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints beside their place, on the same disk, and move them there when all of it is safe.
 
+    Pruning callbacks put it in the place of Lightning's own plugin; without them it is
     `Trainer(plugins=[AtomicCheckpointIO()])`. Lightning's own goes by way of the system's temporary folder: where that
     is another disk, the move is a copy, and a run that is killed within it, or a disk that is full, takes the last good
     checkpoint of that name along. What a killed run has left beside a file goes when it is written again. A checkpoint
@@ -72,6 +74,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         check_whole(path)
         read = partial(super().load_checkpoint, path, map_location, weights_only)
         return safely(read, path)
+
+
+def keep_files_whole_(trainer: L.Trainer) -> None:
+    """Let a Trainer write and read checkpoints by `AtomicCheckpointIO`, unless it was given a plugin for that."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
 class _Witness:

@@ -1,6 +1,7 @@
 """Layers are solved in the order in which they run, each on what the pruned ones before it give."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -201,3 +202,43 @@ def test_inputs_that_are_no_numbers_are_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"`0.weight` has inputs that are infinite or NaN"):
         prune(model, 0.5, scope=Local(), solver=SparseGPT(), batches=[torch.full((2, 4), torch.nan)])
+
+
+def numbers_alive(is_counted):
+    """Return how many numbers there are in tensors of some kind, each memory once."""
+    tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter) and is_counted(t)]
+    return sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("needs", ["gram", "gradients"])
+def test_what_a_solver_needs_does_not_grow_with_the_depth(needs):
+    """Gram matrices of a block, or gradients of a layer, are gone before those of the next are made."""
+    most = {}
+    for num_layers in (2, 6):
+        torch.manual_seed(0)
+        model = GPT(vocab_size=11, num_layers=num_layers, num_heads=2, width=32).eval()
+        pruner, seen = Pruner(model, Recipe(0.5, scope=Local(), exclude=["head"])), []
+
+        def by_gram(*, weight, gram, mask):
+            seen.append(numbers_alive(lambda t: t.dtype == torch.float64 and t.dim() == 2))  # noqa: B023
+            return weight * mask, mask
+
+        def by_gradients(*, weight, gradients, mask):
+            seen.append(numbers_alive(lambda t: t.dim() == 3 and len(t) == len(TOKENS)))  # noqa: B023
+            return weight * mask, mask
+
+        def loss(net, batch):
+            return net(batch).square().mean()
+
+        gc.collect()
+        pruner.choose_(1.0)
+        solve_(
+            pruner,
+            {"gram": by_gram, "gradients": by_gradients}[needs],
+            list(TOKENS),
+            loss=loss,
+            blocks="blocks",
+        )
+        assert len(seen) == 4 * num_layers
+        most[num_layers] = max(seen)
+    assert most[2] == most[6] > 0
