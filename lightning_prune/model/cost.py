@@ -17,7 +17,6 @@ from lightning_prune.model.calls import capture_call as capture_call
 from lightning_prune.model.calls import replaying
 from lightning_prune.model.latency import dense_twin, measure_latencies
 from lightning_prune.model.macs import count_macs
-from lightning_prune.model.plain import numbers_of
 from lightning_prune.model.shards import has_shards, num_nonzeros
 from lightning_prune.report.costs import Cost, Latency, LayerCost
 
@@ -85,7 +84,7 @@ def compare_with_dense(
 def _with_sizes(cost: Cost, model: nn.Module) -> Cost:
     parameters = {n: p for n, p in model.named_parameters() if not is_lazy(p)}
     is_known = not any(p.is_meta for p in parameters.values())
-    counts = {n: num_nonzeros(numbers_of(p)) if is_known else None for n, p in parameters.items()}
+    counts = {n: num_nonzeros(p) if is_known else None for n, p in parameters.items()}
     rows = tuple(
         LayerCost(n, tuple(p.shape), p.numel(), counts[n]) for n, p in parameters.items() if p.dim() >= 2
     )

@@ -14,7 +14,7 @@ from lightning_prune.core.patterns import check_match, matches
 from lightning_prune.core.types import Name
 from lightning_prune.model.calls import Call, replaying
 from lightning_prune.model.latency import measure_latencies
-from lightning_prune.model.plain import is_plain, numbers_of
+from lightning_prune.model.plain import is_plain
 from lightning_prune.model.shards import num_nonzeros
 from lightning_prune.model.sparse import SparseLinear, places_of
 from lightning_prune.report.costs import Acceleration, Latency, LayerKernel, differs
@@ -144,4 +144,4 @@ def _measured(
 
 
 def _sparsity(layer: nn.Linear) -> float:
-    return 1.0 - num_nonzeros(numbers_of(layer.weight)) / max(1, layer.weight.numel())
+    return 1.0 - num_nonzeros(layer.weight) / max(1, layer.weight.numel())

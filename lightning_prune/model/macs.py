@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_prune.core.types import Name
-from lightning_prune.model.plain import numbers_of
 from lightning_prune.model.shards import num_nonzeros
 
 WITH_ADDEND = (
@@ -133,7 +132,7 @@ class _Watch(TorchDispatchMode):
         self.found.effective += 0 if size else macs
         for weight in weights:
             share = macs * weight.numel() // size
-            self.found.effective += share * num_nonzeros(numbers_of(weight)) // weight.numel()
+            self.found.effective += share * num_nonzeros(weight) // weight.numel()
             names = sorted(self._names_of(weight) or ())
             largest = max(
                 self._sizes[name] for name in names

@@ -26,7 +26,7 @@ def parameter_ids(optimizers: Iterable[Optimizer]) -> set[int]:
 
 def has_gradients(optimizer: Optimizer) -> bool:
     """Whether any parameter that the optimizer steps has a gradient: those of a step that skips its batch have none."""
-    return bool(_gradients(optimizer))
+    return any(True for _ in _gradients(optimizer))
 
 
 def is_skipped(optimizer: Optimizer) -> bool:
@@ -46,16 +46,19 @@ def unscaled(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> Itera
     """
     handles = getattr(optimizer, "_step_supports_amp_scaling", False)
     scale = scaler.get_scale() if scaler is not None and handles else 1.0
-    if scale != 1.0:
-        torch._foreach_div_(_gradients(optimizer), scale)
-    yield
-    if scale != 1.0:
-        torch._foreach_mul_(_gradients(optimizer), scale)
+    if scale == 1.0:
+        yield
+        return
+    torch._foreach_div_(list(_gradients(optimizer)), scale)
+    try:
+        yield
+    finally:
+        torch._foreach_mul_(list(_gradients(optimizer)), scale)
 
 
-def _gradients(optimizer: Optimizer) -> list[Tensor]:
+def _gradients(optimizer: Optimizer) -> Iterator[Tensor]:
     parameters = (p for group in optimizer.param_groups for p in group["params"])
-    return [p.grad for p in parameters if p.grad is not None]
+    return (p.grad for p in parameters if p.grad is not None)
 
 
 def trained_ids(optimizers: Iterable[Optimizer]) -> set[int]:

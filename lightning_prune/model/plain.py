@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lightning_prune.model.shards import is_sharded
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes."""
+    return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements")
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -22,11 +25,8 @@ def is_plain(tensor: Tensor) -> bool:
 
 def numbers_of(tensor: Tensor) -> Tensor:
     """Return the numbers that a tensor stands for, as a plain one."""
-    return (
-        tensor
-        if is_plain(tensor) or not is_traceable_wrapper_subclass(tensor)
-        else tensor.detach().dequantize()
-    )
+    is_coded = is_traceable_wrapper_subclass(tensor) and not is_plain(tensor)
+    return tensor.detach().dequantize() if is_coded else tensor
 
 
 def parts_of(tensor: Tensor) -> Iterator[Tensor]:

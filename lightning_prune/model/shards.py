@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 
 from lightning_prune.core.checksums import text_checksum
 from lightning_prune.core.types import Across, Masks, Name, Shape, Stats
+from lightning_prune.model.plain import is_sharded, numbers_of
 
 BY_WEIGHT = ("weight", "grad", "grad_mean", "grad_square", "movement")
 """The statistics that have a number for each weight, and lie where the weights do."""
@@ -188,11 +189,6 @@ class _Lazy(Mapping[str, Any]):
         return len(self._keys)
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over processes."""
-    return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements")
-
-
 def has_shards(model: nn.Module) -> bool:
     """Whether some weights of a model are spread over processes."""
     return any(is_sharded(parameter) for parameter in model.parameters())
@@ -210,7 +206,7 @@ def whole_of(tensor: Tensor) -> Tensor:
 
 def num_nonzeros(tensor: Tensor) -> int:
     """Return how many entries of a tensor are not zero, on all processes; to be called on all that have a part."""
-    return _sum_of_parts(torch.count_nonzero(local(tensor.detach())), tensor)
+    return _sum_of_parts(torch.count_nonzero(local(numbers_of(tensor).detach())), tensor)
 
 
 def shards_of(targets: Mapping[Name, nn.Parameter], *, by_rows: bool) -> Whole:

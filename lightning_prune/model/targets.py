@@ -115,8 +115,8 @@ def select_targets(
     chosen = {name: candidate.parameter for name, candidate in candidates.items() if is_chosen(candidate)}
     if directions := [name for name in chosen if candidates[name].is_direction]:
         raise ValueError(
-            f"`include` names weights that a row of zeros can be of, but got {listed(directions, num_shown=3)}, which "
-            "weight_norm divides by the norm of its rows: remove weight_norm (torch.nn.utils.parametrize."
+            f"`include` names weights that may lose whole rows, but got {listed(directions, num_shown=3)}, whose rows "
+            "weight_norm divides by their norms: remove weight_norm (torch.nn.utils.parametrize."
             "remove_parametrizations, torch.nn.utils.remove_weight_norm), or leave the layer out by `exclude`."
         )
     if not chosen:

@@ -90,7 +90,7 @@ class SparseGPT:
 
         is_dead = (
             gram.diagonal() == 0
-        )  # inputs that are never on go first, and keep their weights where they stay
+        )  # an input that is never on goes first, and keeps its weights where it stays
         left = weight * ~is_dead
         lower = torch.linalg.cholesky(damped(gram.double(), self.damping))
         upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).to(weight.dtype)
