@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-PATTERN, CHANNELS, BLOCKS = (
+PATTERN, ROWS, CHANNELS, BLOCKS = (
     "2 of each 4 weights",
+    "half of the neurons and filters of each layer, as masks",
     "channels, to half of the MACs",
     "half of all heads or blocks",
 )
@@ -16,6 +17,7 @@ OTHERS = {
     **{
         m: (PATTERN, [f"pruning={m}"]) for m in ("n_of_m", "sr_ste", "rigl_2_4", "wanda_2_4", "sparsegpt_2_4")
     },
+    "rows": (ROWS, ["pruning=rows"]),
     **{
         m: (CHANNELS, [f"pruning={m}", *HALF])
         for m in ("global_structured", "local_structured", "reconstruct_channels", "sparse_learning")
@@ -41,5 +43,5 @@ OTHERS = {
 def others(setting: str) -> list[str]:
     """Return what of `OTHERS` fits a setting's network: channels of convolutions, heads and blocks of a GPT."""
     is_gpt, has_norms = "gpt" in setting, "resnet" in setting
-    fit = {PATTERN: True, CHANNELS: has_norms or "lenet5" in setting, BLOCKS: is_gpt}
+    fit = {PATTERN: True, ROWS: True, CHANNELS: has_norms or "lenet5" in setting, BLOCKS: is_gpt}
     return [m for m, (what, _) in OTHERS.items() if fit[what] and (has_norms or m != "network_slimming")]

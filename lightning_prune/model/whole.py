@@ -47,11 +47,11 @@ def check_whole(path: str | Path) -> None:
     """Refuse a file that `torch.save` has written and that is not what it was.
 
     Archives hold a checksum (CRC-32) of each tensor, which `torch.load` does not look at: of a file with a flipped bit
-    it mostly returns other weights. It takes about a second for each gigabyte. Paths with a protocol ("s3://...") and
-    folders, as sharded checkpoints are, are left alone.
+    it mostly returns other weights. It takes about a second for each gigabyte. Paths with a protocol ("s3://...") are
+    left alone.
 
     Raises:
-        ValueError: the file is cut off, was changed, or is no archive of torch.
+        ValueError: the file is cut off, was changed, or is no archive of torch; or it is a folder of shards.
         FileNotFoundError: it is not there.
 
     Example:
@@ -67,8 +67,15 @@ def check_whole(path: str | Path) -> None:
         ...
         ValueError: `path` is a file as torch has written it, but got ...weights.pt, which is damaged: ...
     """
-    if "://" in str(path) or Path(path).is_dir():
+    if "://" in str(path):
         return
+    if Path(path).is_dir():
+        raise ValueError(
+            f"`path` is a file as torch has written it, but got the folder {path}. If a strategy has saved its shards "
+            "there, a Trainer with that strategy goes on from them, on one device as well as on many "
+            "(`ModelParallelStrategy(1, 1)`); what `ModelParallelStrategy(save_distributed_checkpoint=False)` saves "
+            "is one file, for `load_pruned` too."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import SETTINGS, Run, main, methods
-from benchmarks.accuracy_others import BLOCKS, CHANNELS, OTHERS, PATTERN, others
-from benchmarks.accuracy_runs import SMALL, TELLING, composed, model_pruning
+from benchmarks.accuracy_others import BLOCKS, CHANNELS, OTHERS, PATTERN, ROWS, others
+from benchmarks.accuracy_runs import ROOT, SMALL, TELLING, composed, model_pruning
 from benchmarks.accuracy_tables import (
     AT_RANDOM,
     BEGIN,
@@ -33,6 +33,8 @@ def found() -> list[str]:
 def test_all_recipes_that_remove_single_weights_take_part(found: list[str]) -> None:
     assert {"global_unstructured", "one_shot", AT_RANDOM, "random", MODEL_PRUNING} <= set(found)
     assert not {"none", *OTHERS} & set(found)
+    recipes = {path.stem for path in (ROOT / "conf" / "pruning").glob("*.yaml")}
+    assert recipes - {*found, *OTHERS} == {"none", "gradual", "latency_budget"}  # the last goes by the clock
     assert set(TELLING) <= set(found) and {name for pair in EXPECTED for name in pair} <= set(TELLING)
     assert set(SMALL) <= set(SETTINGS)
 
@@ -52,7 +54,8 @@ def test_every_run_is_composed(found: list[str], setting: str) -> None:
 def test_what_is_beside_the_grid_is_composed(setting: str) -> None:
     for method in others(setting):
         cfg = composed(Run(setting, method, 0.5, seed=2))
-        half = {PATTERN: (None, None), CHANNELS: (None, 0.5), BLOCKS: (0.5, None)}[OTHERS[method][0]]
+        half = {PATTERN: (None, None), CHANNELS: (None, 0.5)}.get(OTHERS[method][0], (0.5, None))
+        assert OTHERS[method][0] in (PATTERN, CHANNELS, ROWS, BLOCKS)
         assert (cfg.pruning.sparsity, (cfg.pruning.get("budget") or {}).get("macs")) == half
         assert cfg.trainer.max_epochs == SETTINGS[setting].epochs
     assert {m for at in SMALL for m in others(at)} == set(OTHERS)

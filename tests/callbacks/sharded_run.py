@@ -113,7 +113,7 @@ class Net(L.LightningModule):
             mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
             for part in (self.net[0], self.net[2], self.net):
                 fully_shard(part, mesh=mesh)
-        elif self.device_mesh["data_parallel"].size() > 1:
+        elif self.kind != "tensor":
             from torch.distributed.fsdp import fully_shard
 
             for layer in (self.net[0], self.net[2]):
@@ -233,10 +233,23 @@ def run_four(folder: Path) -> None:
     run("local", "both", out)
     run("local", "hybrid", out)
     run("lamp", "hybrid", out)
+    run("local", "full", out)
     run("local", "sharded", out, folder / "local-sharded" / "step=5.ckpt")
     run("local", "full", out, folder / "local-full" / "step=5.ckpt")
 
 
+def run_two_again(folder: Path) -> None:
+    """Go on in two processes from what four have written."""
+    for kind in ("sharded", "full"):
+        run("local", kind, folder / "two", folder / "four" / f"local-{kind}" / "step=5.ckpt")
+
+
+def run_one(folder: Path) -> None:
+    """Go on in one process from what two have written in shards."""
+    run("local", "sharded", folder / "alone", folder / "local-sharded" / "step=5.ckpt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (run_four if os.environ["WORLD_SIZE"] == "4" else run_two)(Path(sys.argv[1]))
+    steps = {"1": run_one, "2": run_two_again if "again" in sys.argv else run_two, "4": run_four}
+    steps[os.environ["WORLD_SIZE"]](Path(sys.argv[1]))

@@ -18,9 +18,10 @@ from lightning_prune import (
     TrainTimePruning,
     Wanda,
     WeightRewinding,
+    load_pruned,
 )
 from lightning_prune.callbacks.strategies import check_strategy
-from tests.callbacks.sharded_run import BY_ROWS, CASES, CUT, run
+from tests.callbacks.sharded_run import BY_ROWS, CASES, CUT, Net, run
 
 AS_ONE = ("local", "rigl", "rigl-mean")
 """Cases whose gradients choose the masks: those of all processes together."""
@@ -108,6 +109,25 @@ def test_a_full_checkpoint_goes_on_in_one_process(folder):
     assert same(found["masks"], states(folder, "local-sharded")[0]["masks"])
 
 
+def test_a_sharded_checkpoint_goes_on_in_one_process(folder, launch):
+    launch("sharded_run.py", folder, num_processes=1)
+    (found,) = states(folder / "alone", "local-sharded-resumed", 1)
+    whole = states(folder, "local-sharded")[0]
+    assert same(found["first"], states(folder, "local-sharded-resumed")[0]["first"])
+    assert (
+        same(found["masks"], whole["masks"]) and found["updates"] == whole["updates"] and not found["leaks"]
+    )
+    for name, weight in whole["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_of_shards_is_refused_where_a_file_is_read(folder):
+    shards = folder / "local-sharded" / "step=5.ckpt"
+    for read in (lambda: load_pruned(Net, shards), lambda: run("local", "one", folder / "no", shards)):
+        with pytest.raises(ValueError, match=r"`path` is a file .* got the folder .*step=5.ckpt.*strategy"):
+            read()
+
+
 def test_tensor_parallel_weights_are_put_together(folder):
     (expected,) = states(folder, "local-even", 1)
     for found in states(folder, "local-tensor"):
@@ -142,6 +162,19 @@ def test_a_checkpoint_of_two_goes_on_on_four(folder, four, kind):
     found = states(four, f"local-{kind}-resumed", 4)
     assert same(found[3]["first"], states(folder, "local-sharded-resumed")[0]["first"])
     assert same(found[3]["masks"], states(folder, "local-sharded")[0]["masks"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sharded", "full"])
+def test_a_checkpoint_of_four_goes_on_on_two(folder, four, launch, kind):
+    if not (folder / "two").is_dir():
+        launch("sharded_run.py", folder, "again")
+    whole = states(folder, "local-sharded")[0]
+    for found in states(folder / "two", f"local-{kind}-resumed"):
+        assert same(found["masks"], whole["masks"]) and found["first"] and found["leaks"] == 0
+        assert found["updates"] == whole["updates"]
+        for name, weight in whole["weights"].items():
+            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
