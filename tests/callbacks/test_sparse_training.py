@@ -23,6 +23,7 @@ from lightning_prune import (
     Window,
 )
 from lightning_prune.examples.loading import as_sliced
+from lightning_prune.model.gradients import Gradients
 from tests.callbacks.toy import GAN, NUM_BATCHES, Toy, Witness, data, trainer
 
 EVERY = Window(end=0.75, every=0.1)
@@ -119,6 +120,29 @@ def test_it_grows_where_the_gradient_is_largest(grow, criterion, is_mean):
             others = ~after[name] & ~mask  # these were free too
             assert grads[name].abs()[new].min() >= grads[name].abs()[others].max()
     assert num_updates > 10
+
+
+@pytest.mark.parametrize(("grow", "is_mean"), [(GradientMagnitude(), False), (MeanGradient(), True)], ids=str)
+def test_gradients_are_read_in_no_step_that_does_not_count(grow, is_mean, monkeypatch):
+    """What goes by the last batch reads those before the masks change; the mean, all while there is a ramp."""
+    read, expected = [], []
+
+    class Counted(Toy):
+        def on_before_optimizer_step(self, optimizer):
+            if callback.ramp.is_due or (is_mean and not callback.ramp.is_over):
+                expected.append(self.global_step)
+
+    def noted(*args):
+        read.append(trained.global_step)
+        note(*args)
+
+    note = Gradients.note
+    monkeypatch.setattr(Gradients, "note", noted)
+    callback = SparseTraining(0.75, grow=grow, window=EVERY, report=False)
+    trained = Counted()
+    trainer(callback).fit(trained, data(shuffle=True), data())
+    assert read == expected and 4 < len(read) < callback.ramp.num_steps
+    assert is_mean or len(read) == sum(update["step"] > 0 for update in callback.updates)
 
 
 def test_the_gradient_is_that_of_all_accumulated_batches():

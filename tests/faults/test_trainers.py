@@ -3,11 +3,22 @@
 import pytest
 
 from lightning_prune import (
+    APoZ,
     Channel,
+    Dormant,
+    GroupLasso,
     InitialPruning,
+    LeastSquares,
+    Movement,
     PostTrainingPruning,
+    Saliency,
+    Slice,
+    SparseGPT,
     SparseTraining,
+    StraightThrough,
+    TopKAST,
     TrainTimePruning,
+    Wanda,
     WeightRewinding,
 )
 from tests.callbacks.toy import Toy, data, pruned_weights, trainer
@@ -19,7 +30,22 @@ MAKE = {
     "rewinding": lambda: WeightRewinding(0.5, num_levels=1),
     "post": lambda: PostTrainingPruning(0.5),
     "structured": lambda: TrainTimePruning(0.5, granularity=Channel()),
+    "at each update": lambda: TrainTimePruning(0.5, granularity=Channel(), shrink="update"),
+    "lasso": lambda: TrainTimePruning(0.5, granularity=Channel(), regularizer=GroupLasso(1e-3)),
+    "movement": lambda: TrainTimePruning(0.5, criterion=Movement()),
+    "activations": lambda: TrainTimePruning(
+        0.5, criterion=APoZ(), granularity=Slice(dim=0), exclude=["head"]
+    ),
+    "straight-through": lambda: TrainTimePruning(0.5, masking=StraightThrough()),
+    "dormant": lambda: TrainTimePruning(0.5, masking=Dormant()),
+    "top-kast": lambda: TrainTimePruning(0.5, masking=TopKAST()),
+    "snip": lambda: InitialPruning(0.5, criterion=Saliency()),
+    "wanda": lambda: PostTrainingPruning(0.5, criterion=Wanda()),
+    "sparsegpt": lambda: PostTrainingPruning(0.5, solver=SparseGPT()),
+    "one-shot": lambda: PostTrainingPruning(0.5, granularity=Channel(), solver=LeastSquares()),
 }
+FIRST = ("train_time", "sparse", "initial", "rewinding", "post", "structured")
+NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in MAKE]
 WAYS = {
     "fast_dev_run": {"fast_dev_run": True},
     "fast_dev_run=3": {"fast_dev_run": 3},
@@ -55,7 +81,7 @@ def nothing_shown(monkeypatch):
     monkeypatch.setattr(monitor.SparsityMonitor, "__init__", lambda self: init(self, latency=False))
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("way", WAYS)
 def test_what_was_asked_for_is_reached_or_warned_of(way, name, tmp_path):
     module, callback = Toy(), MAKE[name]()
@@ -69,7 +95,7 @@ def test_what_was_asked_for_is_reached_or_warned_of(way, name, tmp_path):
         assert reached > 0.4
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "options", [{"limit_train_batches": 0}, {"max_epochs": 0}, {"max_steps": 0}], ids=str
 )
