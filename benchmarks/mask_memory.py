@@ -1,8 +1,9 @@
 """How many bytes keeping a network 90 % sparse takes, live and in a checkpoint: `python -m benchmarks.mask_memory`.
 
-Each way fits the same network within `Trainer.fit`. After the last step but one, when gradients and the optimizer's state
-are there, the bytes of all tensors of the process are summed up, each storage once, and a checkpoint is written; what
-is more than with plain training is divided by the weights that are pruned. Nothing is timed: counts need no rounds.
+Each way fits the same network within `Trainer.fit`. After the last step but one, when gradients and the optimizer's
+state are there, the bytes of all tensors of the process are summed up, each storage once, and a checkpoint is written;
+what is more than with plain training is divided by the weights that are pruned. Nothing is timed: counts need no
+rounds.
 """
 
 from __future__ import annotations

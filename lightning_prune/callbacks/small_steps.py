@@ -22,8 +22,8 @@ def keep_what_steps_need(module: L.LightningModule, pruner: GroupPruner, shown: 
     """Leave groups whole with which a step fails once they are smaller, and yield what is to be said of each.
 
     A step may use a weight outside of any call (`F.linear(h, self.encoder.weight.t())`), or a table that is as wide as
-    what becomes smaller; validation may read other features than training does. A step that fails on the batch as the
-    model is, as where validation has batches of another form, tells nothing.
+    what becomes smaller, perhaps in training mode alone; validation may read other features than training does. A step
+    that fails on the batch as the model is, as where validation has batches of another form, tells nothing.
 
     Args:
         module: the whole model.
@@ -33,12 +33,14 @@ def keep_what_steps_need(module: L.LightningModule, pruner: GroupPruner, shown: 
     Raises:
         ValueError: nothing is left to prune, or a budget is out of reach of what is.
     """
-    names = ("training_step", "validation_step") if module.automatic_optimization else ("validation_step",)
-    for name in (name for name in names if is_overridden(name, module)):
-        is_told = pruner.call.is_training and name == "training_step"
+    ways = [("training_step", pruner.call.is_training), ("training_step", True), ("validation_step", False)]
+    ways = list(dict.fromkeys(ways)) if module.automatic_optimization else ways[-1:]
+    for place, (name, is_told) in enumerate(ways):
+        if not is_overridden(name, module):
+            continue
         step = step_of(module, shown.batches, is_told=is_told, name=name)
         run = partial(_run, module, step, shown.telling or shown.batches[-1:])
-        is_known = name == names[0]  # that step has shown the calls
+        is_known = not place  # that step has shown the calls
         seen = set[tuple[Any, str]]()
         while found := first_unfit(pruner.couplings, _half(pruner), run, pruner.agree, is_known=is_known):
             group, error = found

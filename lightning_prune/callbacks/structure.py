@@ -21,7 +21,7 @@ from lightning_prune.callbacks.own_steps import silenced, step_of
 from lightning_prune.graph.sandbox import mode_of_training
 from lightning_prune.model.calls import Call, undisturbed
 from lightning_prune.model.joint_calls import as_one, capture_step, is_all_reached, joined, parts_of
-from lightning_prune.model.record import HOOK, shrink_to_
+from lightning_prune.model.record import HOOK, shrunk_to
 
 
 class SeesDense:
@@ -44,17 +44,20 @@ class Shrinks:
         self.module, self.inner = module, inner
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        """Replay the record, on averages of the weights too, then do what the module does."""
+        """Replay the record, on averages of the weights too, then do what the module does.
+
+        The weights are loaded right after that. Where they do not fit, the module is as it was.
+        """
         for callback in self.module.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SeesDense):
                 callback.see_dense_(self.module)
-        shrink_to_(self.module, checkpoint, averaged_models(self.module.trainer))
-        if self.module.trainer.state.fn != TrainerFn.FITTING:
-            _without_report(checkpoint, self.module.trainer)
-        if self.inner is not None:
-            self.inner(checkpoint)
-        else:
-            type(self.module).on_load_checkpoint(self.module, checkpoint)
+        with shrunk_to(self.module, checkpoint, averaged_models(self.module.trainer)):
+            if self.module.trainer.state.fn != TrainerFn.FITTING:
+                _without_report(checkpoint, self.module.trainer)
+            if self.inner is not None:
+                self.inner(checkpoint)
+            else:
+                type(self.module).on_load_checkpoint(self.module, checkpoint)
 
 
 def _without_report(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:

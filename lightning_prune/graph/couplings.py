@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -202,7 +203,7 @@ def trace(
         args: positional arguments of an example call; a batch of 2 or more tells most.
         kwargs: keyword arguments.
         root: the module of which `model` is a part, if names are to be those of the root; by default the model.
-        training: whether to run it in training mode.
+        training: whether to run it in training mode; else it is where only that shows what the modules read.
 
     Raises:
         ValueError: a module was scripted, so that nothing of it can be seen.
@@ -227,4 +228,31 @@ def trace(
     named = {**dict(root.named_parameters()), **dict(root.named_buffers())}
     paths = {module: path for path, module in root.named_modules()}
     run = Run(model, root, tuple(args), dict(kwargs or {}), named, paths, training)
-    return Couplings(run, record_run(run))
+    found = Couplings(run, record_run(run))
+    return found if training else _seen_in_training(found) or found
+
+
+def _seen_in_training(couplings: Couplings) -> Couplings | None:
+    """Return what a run in training mode shows, where only that reads all that the modules have which the call ran.
+
+    So it is with noise that layers add to their weights while they train. None where it shows less of anything.
+    """
+    run, record = couplings.run, couplings.record
+    read, ran = couplings.used, {call.path for call in record.calls}
+    unread = [
+        name
+        for name, tensor in run.named.items()
+        if name not in read
+        and name.rpartition(".")[0] in ran
+        and tensor.is_floating_point()
+        and tensor.numel() > 1
+    ]
+    if not unread:
+        return None
+    told = replace(run, training=True)
+    try:
+        found = Couplings(told, record_run(told, fake_alone=record.is_fake))
+    except Exception:  # whatever the model's code needs to train that a call does not give
+        return None
+    is_more = read <= found.used and not found.used.isdisjoint(unread)
+    return found if is_more and len(found.groups) >= len(couplings.groups) else None

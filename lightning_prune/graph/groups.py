@@ -154,7 +154,7 @@ def _roles(record: Record, live: Iterable[Type]) -> dict[Type, str]:
     """Tell heads from widths: a dim that batched products run over is a head, what it is multiplied with a width."""
     roles = dict.fromkeys(live, "channel")
     for outer, inner in _factor_pairs(record):
-        if BATCHED in outer.notes:
+        if BATCHED in outer.notes:  # frozen or not
             roles[outer] = "head"
             if GROUPED not in inner.notes and BATCHED not in inner.notes:
                 roles[inner] = "head_dim"
@@ -164,18 +164,19 @@ def _roles(record: Record, live: Iterable[Type]) -> dict[Type, str]:
 
 
 def _factor_pairs(record: Record) -> Iterator[tuple[Type, Type]]:
-    """Yield (outer, inner) unfrozen atoms of all products in the model's tensors."""
+    """Yield (outer, inner) atoms of all products in the model's tensors, inner ones that are not frozen."""
     seen: set[tuple[Type, Type]] = set()
     for _, types in record.tensors.values():
         for node in types:
             for product in _products(node):
-                live = [[a for a in atoms(f) if not is_frozen(a)] for f in factors(product)]
+                parts = [list(atoms(factor)) for factor in factors(product)]
                 pairs = (
                     (a, b)
-                    for i, outer in enumerate(live)
+                    for i, outer in enumerate(parts)
                     for a in outer
-                    for inner in live[i + 1 :]
+                    for inner in parts[i + 1 :]
                     for b in inner
+                    if not is_frozen(b)
                 )
                 for pair in pairs:
                     if pair not in seen and pair[0] is not pair[1]:

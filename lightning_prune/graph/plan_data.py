@@ -40,16 +40,23 @@ def from_data(data: Any) -> tuple[Plan, ...]:
             f"`record` has {listed(PARTS)}, but got {got}: it is truncated, or no pruning record."
         )
     version = data["version"]
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
+        is_newer = type(version) is int and version > VERSION
         raise ValueError(
-            f"`version` of the pruning record is at most {VERSION}, but got {version!r}: a newer lightning_prune "
-            "wrote it."
+            f"`version` of the pruning record is in [1, {VERSION}], but got {version!r}: "
+            + ("a newer lightning_prune wrote it." if is_newer else "it was changed.")
         )
     if (found := checksum({k: v for k, v in data.items() if k != "checksum"})) != data["checksum"]:
         raise ValueError(
             f"`checksum` of the pruning record is {found}, but got {data['checksum']!r}: it was changed or truncated."
         )
-    return tuple(_read(plan) for plan in data["plans"])
+    try:
+        return tuple(_read(plan) for plan in data["plans"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(
+            "`plans` of the pruning record are as `to_data` writes them, but got others: it was changed "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def checksum(content: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from lightning_prune.graph.projection import Counts, size_of
 from lightning_prune.graph.record import Record
 from lightning_prune.graph.rules.table import Op, Types
 from lightning_prune.graph.run import Run, stage
+from lightning_prune.graph.sizes import sizes_of
 from lightning_prune.graph.trace import BY_PRODUCT, SILENT
 from lightning_prune.graph.types import find, is_frozen
 
@@ -100,7 +101,9 @@ def as_if(
     tensors: Mapping[int, Tensor],
     attributes: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[None]:
-    """Let a model have other parameters, buffers and attributes for a while; attentions are flexible.
+    """Let a model have other parameters, buffers and attributes for a while, as surgery would leave it.
+
+    Attentions are flexible, and the sizes that torch's modules keep are those of their tensors.
 
     Args:
         paths: module -> path, of all modules.
@@ -110,12 +113,15 @@ def as_if(
     with ExitStack() as stack:
         stack.enter_context(flexible_attention(paths))
         for module, path in paths.items():
+            is_cut = False
             for place in (module._parameters, module._buffers):
                 for name, tensor in list(place.items()):
                     if tensor is not None and id(tensor) in tensors:
                         stack.callback(place.__setitem__, name, tensor)  # type: ignore[arg-type]
                         place[name] = tensors[id(tensor)]  # type: ignore[assignment]
-            for name, value in attributes.get(path, {}).items():
+                        is_cut |= tensors[id(tensor)].shape != tensor.shape
+            wanted = {**attributes.get(path, {}), **(sizes_of(module) if is_cut else {})}
+            for name, value in wanted.items():
                 stack.callback(vars(module).__setitem__, name, vars(module)[name])
                 vars(module)[name] = value
         yield

@@ -171,6 +171,8 @@ class _Finder:
             return self._of_affine(op, parameters, dim=1 if "batch_norm" in op.name else -1)
         if op.name == "convolution" and not op.args[6]:
             return self._of_affine(op, op.args[1:3], dim=1)
+        if op.name == "embedding" and id(op.args[0]) in self.names:
+            return {(self.names[id(op.args[0])], 1): [torch.arange(op.shape[-1]).expand(op.shape)]}
         left = op.args[1 if op.name in ("addmm", "baddbmm") else 0] if op.args else None
         if op.name not in ("mm", "addmm", "bmm", "baddbmm"):
             return None

@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.graph.attributes import traced_integers
 from lightning_prune.graph.equations import Equation
 from lightning_prune.graph.flexible import flexible_attention
-from lightning_prune.graph.integers import Attribute
+from lightning_prune.graph.integers import Attribute, attributes_of
 from lightning_prune.graph.python_calls import PythonCalls
 from lightning_prune.graph.record import ModuleCall, Record
 from lightning_prune.graph.refinement import ConflictError, unify
 from lightning_prune.graph.rules.table import Op, Types, freeze_all, frozen, rule_of
 from lightning_prune.graph.run import Run, plain_name, stage, tensors_in
+from lightning_prune.graph.sizes import dims_of
 from lightning_prune.graph.types import Type, find, frozen_type
 
 BY_PRODUCT = "by-product of an operation"
@@ -116,11 +117,13 @@ class _AtenCalls(TorchDispatchMode):
         return output
 
 
-def record_run(run: Run) -> Record:
+def record_run(run: Run, *, fake_alone: bool = False) -> Record:
     """Run a model on fake tensors, or on real ones where its code reads values, and return what was seen."""
     try:
         return _record(run, fake=True)
     except Exception:  # whatever fake tensors cannot do; a model that does not run at all fails again below
+        if fake_alone:
+            raise
         return _record(run, fake=False)
 
 
@@ -141,6 +144,7 @@ def _record(run: Run, *, fake: bool) -> Record:
         for tensor in tensors_in(output):
             path = None if run.model in run.paths else tracer.returned.get(id(tensor))
             freeze_all(tracer.types(tensor), f"output of `{path}`" if path else "output of the model")
+    tracer.record.equations += _sizes_of_factors(run.paths, tracer)
     for tensor, types in tracer.record.tensors.values():
         if id(tensor) not in tracer.used:
             freeze_all(types, "no part of the traced call")
@@ -160,6 +164,25 @@ def _checked_sizes(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[Equat
         for name, (weight, dim) in sizes.items():
             attribute = Attribute(path, name, None, getattr(module, name))
             found.append(Equation(attribute, tracer.types(weight)[dim], f"{name} of {path}"))
+    return found
+
+
+def _sizes_of_factors(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[Equation]:
+    """Sizes of torch's modules that are in a factor and nowhere else, as in `x * emb.embedding_dim**0.5`."""
+    modules = {path: module for module, path in paths.items()}
+    factors = dict.fromkeys(a for site in tracer.record.scales for a in attributes_of(site.factor))
+    known = {a for equation in tracer.record.equations for a in attributes_of(equation.expression)}
+    found = []
+    for attribute in (a for a in factors if a not in known):
+        module = modules[attribute.path]
+        place = attribute.name if attribute.index is None else (attribute.name, attribute.index)
+        weight, dim = module._parameters.get("weight"), dims_of(module).get(place)
+        if (
+            weight is not None and dim is not None and weight.shape[dim] == attribute.value
+        ):  # not of grouped ones
+            found.append(
+                Equation(attribute, tracer.types(weight)[dim], f"{attribute.name} of {attribute.path}")
+            )
     return found
 
 

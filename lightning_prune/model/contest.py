@@ -59,6 +59,8 @@ class Contest:
         self.sizes = {name: group.size for name, group in self.groups.items()}
         self.kinds = {name: group.kind for name, group in self.groups.items()}
         self.spent = 1.0
+        self.left: dict[Name, int] = {}
+        """What was left of groups that the smaller model no longer shows; of others that it does not, one index."""
         self.solved: Counts | None = None
         self.measured = Measured()
 
@@ -98,17 +100,21 @@ class Contest:
     def _least(self) -> Counts:
         return {name: allowed(0, size, self.granularity) for name, size in self.sizes.items()}
 
-    def follow(self, couplings: Couplings, spent: float, scored: Collection[Name]) -> None:
+    def follow(
+        self, couplings: Couplings, spent: float, scored: Collection[Name], left: Mapping[Name, int]
+    ) -> None:
         """Go on with the smaller model.
 
         Args:
             couplings: of it.
             spent: what it costs, as a fraction of the dense model's.
             scored: its parameters that have scores.
+            left: how many indices of groups are left.
         """
         self.couplings, self.spent, self.scored = couplings, spent, scored
         found = candidates(couplings, self.granularity, scored, self.protected, self.dims)
         self.groups = {name: found[name] for name in self.sizes if name in found}
+        self.left = {name: left[name] for name in self.sizes if name not in found and left.get(name, 1) > 1}
 
     def drop(self, names: Iterable[str]) -> None:
         """Leave out groups that cannot follow; numbers that were solved for with them are solved for anew."""
@@ -126,7 +132,10 @@ class Contest:
 
     def counts(self, choice: Mapping[str, Tensor]) -> Counts:
         """Return how many indices each group keeps; one that was cut down to a single index is no group any more."""
-        present = {name: self.groups[name].size if name in self.groups else 1 for name in self.sizes}
+        present = {
+            name: self.groups[name].size if name in self.groups else self.left.get(name, 1)
+            for name in self.sizes
+        }
         return present | {name: kept for name, kept in counts_of(choice).items() if name in present}
 
     def sparsity(self, choice: Mapping[str, Tensor]) -> float:
@@ -138,7 +147,7 @@ class Contest:
         found = score_groups(self.groups, weights, self.granularity, self.sizes, self.dims)
         for name in self.sizes.keys() - found.keys():
             found[name] = torch.full((self.sizes[name],), -math.inf, dtype=torch.float64)
-            found[name][0] = 1.0
+            found[name][: self.left.get(name, 1)] = 1.0
         return GroupScores({name: found[name] for name in self.sizes}, self.kinds)
 
     def halve(self, scores: GroupScores) -> dict[str, Tensor]:
@@ -221,6 +230,7 @@ class Contest:
             "kinds": dict(self.kinds),
             "spent": self.spent,
             "solved": self.solved,
+            "left": dict(self.left),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], cut: Mapping[str, int]) -> None:
@@ -239,5 +249,5 @@ class Contest:
                     f"`sizes` of the checkpoint has {had} for the group `{name}`, but got {size}."
                 )
         self.sizes, self.kinds = dict(state["sizes"]), dict(state["kinds"])
-        self.follow(self.couplings, float(state["spent"]), self.scored)
+        self.follow(self.couplings, float(state["spent"]), self.scored, state.get("left", {}))
         self.solved = state["solved"]

@@ -20,6 +20,7 @@ from lightning_prune.model.averages import Verdict
 from lightning_prune.model.calls import Call
 from lightning_prune.model.group_choice import GroupChoice
 from lightning_prune.model.mirroring import counterparts
+from lightning_prune.model.prices import Counts
 from lightning_prune.model.surgery import execute_
 
 
@@ -95,14 +96,14 @@ class GroupPruner(GroupChoice, Masked):
             return plan
         plan = self.copies.joined(plan)
         self.count_copies_()
-        spent = self.contest.cost(self.choice)
+        spent, left = self.contest.cost(self.choice), self.contest.counts(self.choice)
         self.known = self.couplings.left({name: kept for name, (_, kept) in plan.groups.items()})
         with self.copies.masking():
             execute_(self.model, plan, optimizers=optimizers, copies=copies)
         self.statistics.cut_(self.model, plan.slices)
         self.plans.append(plan)
         self.choice, self.masks = {}, {}
-        self._trace_again(spent)
+        self._trace_again(spent, left)
         return plan
 
     def follow_(self, plan: Plan) -> None:
@@ -117,11 +118,11 @@ class GroupPruner(GroupChoice, Masked):
         if plan.slices.keys() & self.statistics.targets.keys():
             self.statistics.cut_(self.model, plan.slices)
         self.plans.append(Plan({}, {}, groups={n: (len(mask), counts[n]) for n, mask in kept.items()}))
-        self._trace_again(spent)
+        self._trace_again(spent, self.contest.left | counts)
         self.choice = {name: mask for name, mask in self.choice.items() if name in self.contest.groups}
         self.masks = self._masks()
 
-    def _trace_again(self, spent: float) -> None:
+    def _trace_again(self, spent: float, left: Counts) -> None:
         """See the smaller model's groups, by the names that they had, and let them compete from now on."""
         self.couplings = trace(
             self.call.module,
@@ -134,7 +135,7 @@ class GroupPruner(GroupChoice, Masked):
         self.count_copies_(Verdict.OPEN)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         self.scored = {name: shapes[name] for name in self.scored}
-        self.contest.follow(self.couplings, spent, self.scored)
+        self.contest.follow(self.couplings, spent, self.scored, left)
         self._refresh()
 
     def state_dict(self) -> dict[str, Any]:

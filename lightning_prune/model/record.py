@@ -16,7 +16,7 @@ from lightning_prune.model.history import plans_of, read_record
 from lightning_prune.model.surgery import carry_out_
 from lightning_prune.model.whole import check_whole
 
-HOOK = "on_load_checkpoint"
+HOOK, LOAD = "on_load_checkpoint", "load_state_dict"
 M = TypeVar("M", bound=nn.Module)
 _PATCHING = RLock()
 
@@ -46,6 +46,47 @@ def shrink_to_(
     """
     replay_(model, missing_plans(model, checkpoint), copies)
     return list(read_record(checkpoint))
+
+
+@contextmanager
+def shrunk_to(
+    module: nn.Module, checkpoint: Mapping[str, Any], copies: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Make a module as small as the one of a checkpoint; it is as large as it was if what follows fails.
+
+    So it is where the weights, which are loaded next by `load_state_dict`, turn out not to fit; those that do fit are
+    loaded by then, as ever in torch.
+
+    Raises:
+        ValueError: as for `shrink_to_`; or the checkpoint has a record and no weights.
+    """
+    missing = missing_plans(module, checkpoint)
+    if missing and "state_dict" not in checkpoint:
+        raise ValueError(
+            f"`ckpt_path` is a checkpoint with weights, but got one of {', '.join(checkpoint)} alone."
+        )
+    with ExitStack() as undo:
+        for plan in missing:
+            carry_out_(module, plan, undo, copies=copies)
+        yield
+        if missing:
+            _undo_if_unfit(module, undo.pop_all())
+
+
+def _undo_if_unfit(module: nn.Module, undo: ExitStack) -> None:
+    """Let the next loading of weights put a module back that they do not fit."""
+    own, load = vars(module).get(LOAD), getattr(module, LOAD)
+
+    def load_state_dict(*args: Any, **kwargs: Any) -> Any:
+        del vars(module)[LOAD]
+        if own is not None:
+            vars(module)[LOAD] = own
+        with undo:
+            found = load(*args, **kwargs)
+            undo.pop_all()
+        return found
+
+    vars(module)[LOAD] = load_state_dict
 
 
 def missing_plans(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[Plan, ...]:
@@ -162,5 +203,5 @@ class ReplaysRecord:
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the module as small as the checkpoint's, before its weights are loaded."""
         assert isinstance(self, nn.Module)
-        shrink_to_(self, checkpoint)
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        with shrunk_to(self, checkpoint):
+            super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from lightning_prune.core.patterns import listed
 from lightning_prune.graph import Plan, Scale
 from lightning_prune.graph.flexible import FlexibleAttention, can_be_flexible, make_flexible_
+from lightning_prune.graph.sizes import sizes_of
 from lightning_prune.model.history import note_
 from lightning_prune.model.optimizer import cut_state_
-from lightning_prune.model.sizes import sizes_of
 from lightning_prune.model.skip import Skip
 
 

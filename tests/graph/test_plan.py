@@ -145,9 +145,34 @@ def test_a_newer_version_is_refused():
     data = to_data([example()])
     data["version"] = VERSION + 1
     with pytest.raises(
-        ValueError, match=f"at most {VERSION}, but got {VERSION + 1}: a newer lightning_prune"
+        ValueError, match=rf"in \[1, {VERSION}\], but got {VERSION + 1}: a newer lightning_prune"
     ):
         from_data(data)
+
+
+@pytest.mark.parametrize("version", [0, -3, "1", 1.0, None])
+def test_what_is_no_version_is_refused(version):
+    data = {**to_data([example()]), "version": version}
+    with pytest.raises(ValueError, match=rf"`version` .* but got {version!r}: it was changed"):
+        from_data(data)
+
+
+@pytest.mark.parametrize("value", [None, 7, "zz", [], {}, [["a"]], float("nan")], ids=str)
+def test_nonsense_under_a_right_checksum_is_refused_or_read(value):
+    good = to_data([example()])
+    outcomes = []
+    for *path, key in [("plans",), *leaves(good["plans"], ("plans",)), *nodes(good["plans"], ("plans",))]:
+        data = copy.deepcopy(good)
+        place = data
+        for step in path:
+            place = place[step]
+        place[key] = value
+        data["checksum"] = checksum({name: part for name, part in data.items() if name != "checksum"})
+        try:
+            from_data(data)
+        except ValueError as error:  # and nothing else
+            outcomes.append(str(error))
+    assert len(outcomes) > 5 and all("`" in said for said in outcomes)
 
 
 def leaves(data, path=()):
@@ -157,6 +182,13 @@ def leaves(data, path=()):
             yield from leaves(value, (*path, key))
         else:
             yield (*path, key)
+
+
+def nodes(data, path=()):
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+        if isinstance(value, (dict, list)) and value:
+            yield (*path, key)
+            yield from nodes(value, (*path, key))
 
 
 def test_whatever_is_changed_is_noticed():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import ReplaysRecord, load_pruned
+from lightning_prune import Channel, ReplaysRecord, TrainTimePruning, load_pruned
 from lightning_prune.graph import Plan
 from lightning_prune.graph.plan_data import VERSION, to_data
 from lightning_prune.model.history import KEY, plans_of, read_record
@@ -196,6 +196,36 @@ def assert_refused(module, checkpoint, message):
 
 def test_another_model_is_refused():
     assert_refused(Lit(width=17), checkpoint_of(pruned()), r"shape \(16, 8\), but got Lit with \(17, 8\)")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+@pytest.mark.parametrize("fault", ["a layer more", "a dense weight", "no weights"])
+@pytest.mark.parametrize("cls", [Lit, Replaying])
+def test_weights_that_do_not_fit_leave_the_module_as_large_as_it_was(cls, stage, fault, tmp_path):
+    class Grown(cls):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(4, 4) if fault == "a layer more" else None
+
+    checkpoint = torch.load(save(pruned(), tmp_path / "small.ckpt"), weights_only=True)
+    if fault == "a dense weight":
+        checkpoint["state_dict"]["body.4.weight"] = torch.zeros(8, 16)
+    elif fault == "no weights":
+        del checkpoint["state_dict"]
+    torch.save(checkpoint, tmp_path / "small.ckpt")
+    module = Grown()
+    before = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    callback = TrainTimePruning(0.5, granularity=Channel(), report=False)
+    run = trainer(*([callback] if cls is Lit else []), max_epochs=1)
+    loaders = [data(), data()][: 2 if stage == "fit" else 1]
+    with pytest.raises(
+        (RuntimeError, ValueError), match="Missing key|size mismatch|a checkpoint with weights"
+    ):
+        getattr(run, stage)(module, *loaders, ckpt_path=tmp_path / "small.ckpt", weights_only=True)
+    assert before == {name: tensor.shape for name, tensor in module.state_dict().items()}
+    assert (
+        plans_of(module) == () and module.body[0].out_features == 16 and "load_state_dict" not in vars(module)
+    )
 
 
 def test_a_later_plan_that_does_not_fit_undoes_the_earlier():

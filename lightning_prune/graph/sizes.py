@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+
+from lightning_prune.graph.sandbox import mode_of_training
 
 
 def sizes_of(module: nn.Module) -> dict[str, Any]:
@@ -22,7 +25,11 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
         return _recurrent(module)
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module)
-    weight: Any = getattr(module, "weight", None)
+    with (
+        mode_of_training(module.modules(), False),
+        torch.no_grad(),
+    ):  # a parametrization may write when it trains
+        weight: Any = getattr(module, "weight", None)
     if isinstance(module, _NormBase):
         vector: Any = weight if weight is not None else module.running_mean
         return {} if vector is None else {"num_features": len(vector)}
@@ -30,22 +37,40 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _by_weight(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
-    if isinstance(module, _ConvNd):
-        inputs, outputs = (shape[0], shape[1]) if module.transposed else (shape[1], shape[0])
-        if module.transposed:
-            return {"in_channels": inputs, "out_channels": outputs * module.groups}
-        return {"in_channels": inputs * module.groups, "out_channels": outputs}
-    if isinstance(module, nn.Linear):
-        return {"in_features": shape[1], "out_features": shape[0]}
-    if isinstance(module, nn.Bilinear):
-        return {"in1_features": shape[1], "in2_features": shape[2], "out_features": shape[0]}
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return {"normalized_shape": shape}
-    if isinstance(module, nn.GroupNorm):
-        return {"num_channels": shape[0]}
-    return {"num_parameters": shape[0]} if isinstance(module, nn.PReLU) else {}
+    inner = "out_channels" if getattr(module, "transposed", False) else "in_channels"
+    return {
+        name: shape[dim] * (getattr(module, "groups", 1) if name == inner else 1)
+        for name, dim in dims_of(module).items()
+    }
+
+
+def dims_of(module: nn.Module) -> dict[Any, int]:
+    """Return along which dim of its weight a module of torch has each of its sizes; of a tuple by (name, index).
+
+    What a grouped convolution sums over is so many for each of its groups.
+
+    Example:
+        >>> dims_of(nn.Linear(2, 3))
+        {'in_features': 1, 'out_features': 0}
+        >>> dims_of(nn.LayerNorm((4, 5)))
+        {('normalized_shape', 0): 0, ('normalized_shape', 1): 1}
+    """
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {("normalized_shape", dim): dim for dim in range(len(module.normalized_shape))}
+    if isinstance(module, _ConvNd):
+        inputs = 0 if module.transposed else 1
+        return {"in_channels": inputs, "out_channels": 1 - inputs}
+    found: dict[Any, dict[Any, int]] = {
+        nn.Linear: {"in_features": 1, "out_features": 0},
+        nn.Bilinear: {"in1_features": 1, "in2_features": 2, "out_features": 0},
+        (nn.Embedding, nn.EmbeddingBag): {"num_embeddings": 0, "embedding_dim": 1},
+        _NormBase: {"num_features": 0},
+        nn.GroupNorm: {"num_channels": 0},
+        nn.PReLU: {"num_parameters": 0},
+    }
+    return next((dims for kind, dims in found.items() if isinstance(module, kind)), {})
 
 
 def _recurrent(module: Any) -> dict[str, Any]:
