@@ -17,7 +17,7 @@ from lightning_prune.callbacks.interruption import LATENCIES, local_folder_of
 from lightning_prune.callbacks.monitor import SparsityMonitor
 from lightning_prune.callbacks.random_state import RandomState
 from lightning_prune.callbacks.small_steps import keep_what_steps_need
-from lightning_prune.callbacks.states import restoring
+from lightning_prune.callbacks.states import check_seal, restoring, seal_
 from lightning_prune.callbacks.strategies import check_strategy
 from lightning_prune.callbacks.structure import example_call, follow_record_, rewrap_
 from lightning_prune.core.checks import check_flag
@@ -211,14 +211,22 @@ class PruningCallback(L.Callback):
         if self.pruner is not None and self.pruner.model is module:
             self.pruner.follow_(plan)
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Seal the state, so that a changed one is refused."""
+        seal_(self, checkpoint)
+
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse to resume a run whose masks would be forgotten.
 
         Raises:
-            ValueError: the checkpoint holds the state of a callback like this one with other targets.
+            ValueError: the checkpoint holds the state of a callback like this one with other targets, or one that was
+                changed.
         """
+        check_seal(self, checkpoint)
         states = checkpoint.get("callbacks", {})
         others = [key for key in states if key.startswith(type(self).__qualname__) and key != self.state_key]
         known = {cb.state_key for cb in trainer.callbacks}  # type: ignore[attr-defined]

@@ -264,6 +264,7 @@ class WeightRewinding(InTraining):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let a resumed run start the epoch after a short one with its first batch."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         self.course.forget_loaders_(trainer, checkpoint)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -25,6 +25,7 @@ from lightning_prune import (
     WeightRewinding,
     load_pruned,
 )
+from lightning_prune.callbacks.states import SEAL, check_seal, checksum
 from lightning_prune.model.history import KEY
 from lightning_prune.model.whole import check_whole, read_checkpoint
 from lightning_prune.report import storage
@@ -57,8 +58,12 @@ def resume(path, callback=None, module=None):
 
 
 def changed(path, tmp_path, change):
+    """Write a checkpoint with a change to it, its states sealed anew."""
     checkpoint = torch.load(path, weights_only=True)
     change(checkpoint)
+    for state in checkpoint["callbacks"].values():
+        if isinstance(state, dict) and SEAL in state:
+            state[SEAL] = checksum({name: value for name, value in state.items() if name != SEAL})
     torch.save(checkpoint, tmp_path / "changed.ckpt")
     return tmp_path / "changed.ckpt"
 
@@ -153,6 +158,47 @@ def test_a_state_that_was_changed_is_refused(name, saved, tmp_path):
         resume(path)
 
 
+def leaves_of(value, path=()):
+    """Every place of nested data that holds no more of it, as keys in a row."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in inner:
+        yield from leaves_of(entry, (*path, key))
+    if not inner:
+        yield path
+
+
+def test_whatever_is_changed_in_a_state_is_noticed(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "whole", save_top_k=1)
+    callback = TrainTimePruning(0.5, criterion=Fisher(), report=False)
+    trainer(callback, saving, max_epochs=1).fit(Toy(), data(), data())
+    whole = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    places = list(leaves_of(whole["callbacks"]["TrainTimePruning"]))
+    assert len(places) > 40
+    for *path, key in places:
+        for is_gone in (False, True):
+            found = copy.deepcopy(whole)
+            inner = found["callbacks"]["TrainTimePruning"]
+            for step in path:
+                inner = inner[step]
+            if is_gone:
+                del inner[key]
+            else:
+                inner[key] = inner[key] + 1 if isinstance(inner[key], torch.Tensor) else "other"
+            if (*path, key) == (SEAL,) and is_gone:
+                continue
+            with pytest.raises(ValueError, match="was changed since: its checksum is"):
+                check_seal(callback, found)
+    check_seal(callback, whole)
+
+
+def test_masks_that_are_missing_do_not_let_weights_grow_back(saved, tmp_path):
+    checkpoint = torch.load(saved["masked"], weights_only=True)
+    checkpoint["callbacks"]["TrainTimePruning"]["pruner"]["masks"].clear()
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(ValueError, match="state of TrainTimePruning .* was changed since"):
+        resume(tmp_path / "changed.ckpt")
+
+
 CALLBACKS = {
     "train_time": lambda: [TrainTimePruning(0.5, criterion=Fisher(), report=False), CollapseGuard()],
     "initial": lambda: [InitialPruning(0.5, criterion=Magnitude(), report=False)],
@@ -213,7 +259,7 @@ def test_a_state_of_another_kind_of_pruning_is_not_taken_for_ones_own(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.update(version=99), "at most 1, but got 99"),
+        (lambda record: record.update(version=99), r"in \[1, 1\], but got 99"),
         (lambda record: record.update(checksum="0" * 64), "it was changed or truncated"),
         (lambda record: record.pop("plans"), "it is truncated, or no pruning record"),
         (lambda record: record["plans"][0]["slices"].popitem(), "it was changed or truncated"),
