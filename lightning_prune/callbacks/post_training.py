@@ -209,7 +209,8 @@ class PostTrainingPruning(CalibratedPruning):
         """Prune a trained model without training: validate, prune in place, validate again, save, report.
 
         Args:
-            trainer: validates, and says where files go.
+            trainer: validates, and says where files go; its `limit_train_batches` is for training, how much data
+                calibrates is said by `num_calibration_batches`.
             model: the module; its weights are loaded from `ckpt_path` if that is given.
             datamodule: its validation data measures, its training data calibrates; without it, the module's own.
             ckpt_path: a checkpoint of the dense model.

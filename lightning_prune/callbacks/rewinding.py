@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from lightning_prune.callbacks.course import Course
 from lightning_prune.callbacks.in_training import InTraining
-from lightning_prune.callbacks.ownership import check_same_size, mask_all_
+from lightning_prune.callbacks.ownership import check_same_size, mask_all_, partners
 from lightning_prune.callbacks.run_length import steps_done, steps_per_epoch
 from lightning_prune.callbacks.structure import restart_averages_
 from lightning_prune.core.criteria.weights import Magnitude
@@ -42,7 +42,8 @@ class WeightRewinding(InTraining):
     first batch on. Weights, buffers, optimizers and schedules are set back when a level begins, and averages of the
     weights begin anew, so that the checkpoint at the end of each level holds what was trained in it; the snapshot
     travels in every checkpoint, and a run resumed at any level goes on bit for bit. `levels` has the metrics at the end
-    of each.
+    of each. Callbacks that go by the number of the epoch, as GradientAccumulationScheduler does, count those of the
+    whole fit: they do not begin anew.
 
     Cost: `num_levels` further trainings; a copy of weights and optimizer state in memory and in checkpoints.
 
@@ -128,9 +129,15 @@ class WeightRewinding(InTraining):
         """Refuse what would lose sparsity, or a model whose weights of before would not fit it any more.
 
         Raises:
-            ValueError: a strategy under which masks would be lost, or a callback that makes the model smaller.
+            ValueError: a strategy under which masks would be lost, a callback that makes the model smaller, or another
+                one that lengthens the fit.
         """
         super().setup(trainer, pl_module, stage)
+        if stage == "fit" and any(isinstance(other, WeightRewinding) for other in partners(self, trainer)):
+            raise ValueError(
+                "`callbacks` has one WeightRewinding, which makes the fit as long as its levels, but got two: prune "
+                "all by one, with numbers by name pattern as its `sparsity`, or one after the other in two fits."
+            )
         if stage == "fit" and self.chosen.rewind == "weights":
             check_same_size(self, trainer, "goes back to the weights of before")
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from torch.optim import Optimizer
 
+from lightning_prune.callbacks.ownership import check_as_traced
 from lightning_prune.callbacks.soft_masking import SoftMasking
 from lightning_prune.callbacks.states import restoring
 from lightning_prune.callbacks.stepping import true_gradients
@@ -195,6 +196,7 @@ class TrainTimePruning(SoftMasking):
 
     def _take_out_(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._is_to_shrink and not self._is_waiting():
+            check_as_traced(self._pruner)
             self._mask_averages_(trainer)
             self._shrink_(trainer, pl_module, self._optimizers, averaged_models(trainer))
         self._is_to_shrink = False

@@ -134,7 +134,7 @@ class GroupPruner(GroupChoice, Masked):
         self.couplings.recognise(self.known)
         self.count_copies_(Verdict.OPEN)
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        self.scored = {name: shapes[name] for name in self.scored}
+        self.scored = {name: shapes[name] for name in self.scored if name in shapes}  # not if it was deleted
         self.contest.follow(self.couplings, spent, self.scored, left)
         self._refresh()
 

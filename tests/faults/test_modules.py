@@ -54,6 +54,44 @@ def test_a_module_that_is_replaced_in_mid_training_is_no_silent_loss(name):
         trainer(AtEpoch(replaced), MAKE[name](), max_epochs=3).fit(Toy(), data(), data())
 
 
+class Leaving(Toy):
+    """Has layers one of which is deleted when its second epoch starts, and goes on without it."""
+
+    def __init__(self, gone):
+        super().__init__()
+        self.gone, self.outer = gone, nn.Linear(8, 8)
+        self.inner = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        for name in ("outer", "inner"):
+            x = x + getattr(self, name)(x) if hasattr(self, name) else x
+        return super().forward(x)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            delattr(self, self.gone)
+
+
+@pytest.mark.parametrize("shrink", ["end", "update", "never"])
+def test_a_coupled_layer_that_is_deleted_in_mid_training_is_named(shrink):
+    callback = MAKE["structured"](shrink=shrink)
+    with pytest.raises(ValueError, match=r"`inner\.0\.weight` is pruned, but was taken out of the module"):
+        trainer(callback, max_epochs=3).fit(Leaving("inner"), data(), data())
+
+
+@pytest.mark.parametrize("shrink", ["end", "update", "never"])
+def test_one_of_which_nothing_is_pruned_may_go(shrink):
+    module = Leaving("outer")
+    trainer(MAKE["structured"](shrink=shrink), max_epochs=3).fit(module, data(), data())
+    assert (module.inner[0].out_features < 16) is (shrink != "never")
+
+
+def test_two_that_make_the_fit_longer_are_refused():
+    callbacks = [MAKE["rewinding"](include=[name]) for name in ("head", "body.0")]
+    with pytest.raises(ValueError, match="`callbacks` has one WeightRewinding, .* but got two"):
+        trainer(*callbacks, max_epochs=3).fit(Toy(), data(), data())
+
+
 class AtStep(L.Callback):
     """Does something to the module after its second step of the last epoch."""
 
