@@ -98,7 +98,7 @@ class DepthPruner:
         if found := {path: known[path] for path in _selected(list(known), self.recipe)}:
             return found
         what, how = (
-            ("blocks", "returns its input plus something")
+            ("blocks", "that returns its input plus something")
             if is_block
             else ("branches", "whose output is added to the stream")
         )
@@ -106,7 +106,7 @@ class DepthPruner:
         advice = f' Layer(unit="{other}") finds {listed(others, num_shown=5)}.' if others else ""
         raise ValueError(
             f"`granularity` {self.granularity} leaves out residual {what}, but {type(self.model).__name__} has none "
-            f"that can go: a module that {how}, in the same shape, and does not run again on what it has returned."
+            f"that can go: a module {how}, in the same shape, and does not run again on what it has returned."
             f"{advice}"
         )
 
