@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_prune.core.patterns import listed
 from lightning_prune.model.shards import local
 
 SEAL = "checksum"
@@ -37,25 +38,26 @@ def restoring(callback: L.Callback) -> Iterator[None]:
 
 
 def seal_(callback: L.Callback, checkpoint: Mapping[str, Any]) -> None:
-    """Put a checksum into the state of a callback that a checkpoint holds, if there is one."""
+    """Put a checksum of each entry into the state of a callback that a checkpoint holds, if there is one."""
     if state := checkpoint.get("callbacks", {}).get(callback.state_key):
-        state[SEAL] = checksum({name: value for name, value in state.items() if name != SEAL})
+        state[SEAL] = {name: checksum(value) for name, value in state.items() if name != SEAL}
 
 
 def check_seal(callback: L.Callback, checkpoint: Mapping[str, Any]) -> None:
     """Refuse a state that is not as it was saved: masks that are missing would let weights grow back unnoticed.
 
     Raises:
-        ValueError: it has another checksum. States without one, as other versions wrote them, are let through.
+        ValueError: an entry has another checksum, or is gone. Entries without one, which others have added, and states
+            without any, as other versions wrote them, are let through.
     """
     state = checkpoint.get("callbacks", {}).get(callback.state_key)
     if not isinstance(state, Mapping) or SEAL not in state:
         return
-    found = checksum({name: value for name, value in state.items() if name != SEAL})
-    if found != state[SEAL]:
+    sums = state[SEAL] if isinstance(state[SEAL], Mapping) else {SEAL: 0}
+    if wrong := [name for name, found in sums.items() if name not in state or checksum(state[name]) != found]:
         raise ValueError(
             f"`ckpt_path` holds a state of {type(callback).__name__} as it was saved, but got one that was changed "
-            f"since: its checksum is {found}, not {state[SEAL]}. Resume from another checkpoint."
+            f"since: {listed(wrong)} has another checksum. Resume from another checkpoint."
         )
 
 
@@ -63,7 +65,7 @@ def checksum(value: object, start: int = 0) -> int:
     """Return the CRC-32 of plain data and tensors, wherever these lie; lists are as good as tuples.
 
     Args:
-        value: mappings, sequences, tensors, and what their `repr` tells all of.
+        value: mappings, sequences, sets, tensors, numbers and text; of others their class counts.
         start: the sum of what comes before.
 
     Example:
@@ -86,4 +88,7 @@ def checksum(value: object, start: int = 0) -> int:
         for entry in value:
             start = checksum(entry, start)
         return zlib.crc32(b"]", start)
-    return zlib.crc32(f"{value!r},".encode(), start)
+    if isinstance(value, (set, frozenset)):
+        return checksum(sorted(value, key=repr), start)
+    is_plain = value is None or isinstance(value, (str, bytes, int, float, complex))
+    return zlib.crc32((f"{value!r}," if is_plain else type(value).__qualname__).encode(), start)

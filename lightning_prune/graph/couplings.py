@@ -232,10 +232,23 @@ def trace(
     return found if training else _seen_in_training(found) or found
 
 
+NORMS = {
+    "native_layer_norm",
+    "native_group_norm",
+    "_fused_rms_norm",
+    "mean",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+}
+
+
 def _seen_in_training(couplings: Couplings) -> Couplings | None:
     """Return what a run in training mode shows, where only that reads all that the modules have which the call ran.
 
-    So it is with noise that layers add to their weights while they train. None where it shows less of anything.
+    So it is with noise that layers add to their weights while they train. None where it has fewer groups, or other
+    norms, whose statistics a proof in eval mode could not tell apart.
     """
     run, record = couplings.run, couplings.record
     read, ran = couplings.used, {call.path for call in record.calls}
@@ -255,4 +268,10 @@ def _seen_in_training(couplings: Couplings) -> Couplings | None:
     except Exception:  # whatever the model's code needs to train that a call does not give
         return None
     is_more = read <= found.used and not found.used.isdisjoint(unread)
-    return found if is_more and len(found.groups) >= len(couplings.groups) else None
+    is_alike = _norms(found) == _norms(couplings) and len(found.groups) >= len(couplings.groups)
+    return found if is_more and is_alike else None
+
+
+def _norms(couplings: Couplings) -> list[str]:
+    """Return the operations over means and variances of channels, in their order."""
+    return [op.name for op in couplings.record.ops if op.name in NORMS]

@@ -112,19 +112,32 @@ def as_if(
     """
     with ExitStack() as stack:
         stack.enter_context(flexible_attention(paths))
-        for module, path in paths.items():
-            is_cut = False
+        cut = []
+        for module in paths:
             for place in (module._parameters, module._buffers):
                 for name, tensor in list(place.items()):
                     if tensor is not None and id(tensor) in tensors:
                         stack.callback(place.__setitem__, name, tensor)  # type: ignore[arg-type]
                         place[name] = tensors[id(tensor)]  # type: ignore[assignment]
-                        is_cut |= tensors[id(tensor)].shape != tensor.shape
-            wanted = {**attributes.get(path, {}), **(sizes_of(module) if is_cut else {})}
-            for name, value in wanted.items():
-                stack.callback(vars(module).__setitem__, name, vars(module)[name])
-                vars(module)[name] = value
+                        if tensors[id(tensor)].shape != tensor.shape:
+                            cut.append(module)
+        for module, path in paths.items():
+            for name, value in attributes.get(path, {}).items():
+                _set_(module, name, value, stack)
+        for module in dict.fromkeys(cut):  # sizes follow from tensors and attributes, as in surgery
+            for name, value in sizes_of(module).items():
+                _set_(module, name, value, stack)
         yield
+
+
+def _set_(module: nn.Module, name: str, value: object, undo: ExitStack) -> None:
+    if name in vars(module):
+        undo.callback(vars(module).__setitem__, name, vars(module)[name])
+        vars(module)[name] = value
+        return
+    is_there, before = hasattr(module, name), getattr(module, name, None)
+    undo.callback(lambda: setattr(module, name, before) if is_there else delattr(module, name))
+    setattr(module, name, value)
 
 
 def _sliced(tensor: Tensor, shape: tuple[int, ...], fake: bool) -> Tensor:

@@ -25,24 +25,22 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
         return _recurrent(module)
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module)
-    with (
-        mode_of_training(module.modules(), False),
-        torch.no_grad(),
-    ):  # a parametrization may write when it trains
-        weight: Any = getattr(module, "weight", None)
+    if not (dims := dims_of(module)):
+        return {}
+    with mode_of_training(module.modules(), False), torch.no_grad():
+        weight: Any = getattr(module, "weight", None)  # a parametrization may write when it trains
     if isinstance(module, _NormBase):
         vector: Any = weight if weight is not None else module.running_mean
         return {} if vector is None else {"num_features": len(vector)}
-    return {} if weight is None else _by_weight(module, tuple(weight.shape))
-
-
-def _by_weight(module: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+    if weight is None:
+        return {}
+    shape = tuple(weight.shape)
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return {"normalized_shape": shape}
     inner = "out_channels" if getattr(module, "transposed", False) else "in_channels"
     return {
         name: shape[dim] * (getattr(module, "groups", 1) if name == inner else 1)
-        for name, dim in dims_of(module).items()
+        for name, dim in dims.items()
     }
 
 

@@ -27,6 +27,9 @@ from lightning_prune.model.grouping import (
 )
 from lightning_prune.model.prices import Counts, Measured, cost_function, counted
 
+NEVER_GOES = 1e30
+"""The score of what is left of groups that are seen no more: above all others, and a sum of such is a number yet."""
+
 
 class Contest:
     """Groups compete in the sizes that they had before anything was cut.
@@ -147,7 +150,7 @@ class Contest:
         found = score_groups(self.groups, weights, self.granularity, self.sizes, self.dims)
         for name in self.sizes.keys() - found.keys():
             found[name] = torch.full((self.sizes[name],), -math.inf, dtype=torch.float64)
-            found[name][: self.left.get(name, 1)] = 1.0
+            found[name][: self.left.get(name, 1)] = NEVER_GOES
         return GroupScores({name: found[name] for name in self.sizes}, self.kinds)
 
     def halve(self, scores: GroupScores) -> dict[str, Tensor]:

@@ -87,10 +87,8 @@ def _difference(
     masked = models.masked(choice, probe.args, probe.kwargs)
     try:
         small = models.small(plan, probe.args, probe.kwargs)
-    except Exception:
-        if wide:
-            raise  # its own precision may do
-        return float("inf"), says_something(masked)  # it goes another way than the call that was traced
+    except Exception:  # it goes another way than the call that was traced, as tokens to another expert
+        return float("inf"), says_something(masked)
     return largest_difference(masked, small), says_something(masked)
 
 
@@ -131,7 +129,8 @@ def settle(
             if error <= limit:
                 return choice, replace(plan, error=error)
             guilty = _first_to_differ(couplings, choice, calls, limit, wide, seen)
-            reason = f"the small model would differ from the masked one by {error:.1e}"
+            by = f"by {error:.1e}" if error < float("inf") else "in shape or numbers, or fail"
+            reason = f"the small model would differ from the masked one {by}"
         except Unsolvable as unsolvable:
             guilty, reason = list(unsolvable.groups), unsolvable.reason
         if not guilty:

@@ -9,16 +9,19 @@ from threading import RLock
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_prune.core.patterns import listed
 from lightning_prune.graph import Plan
 from lightning_prune.model.history import KEY as KEY
 from lightning_prune.model.history import plans_of, read_record
 from lightning_prune.model.surgery import carry_out_
 from lightning_prune.model.whole import check_whole
 
-HOOK, LOAD = "on_load_checkpoint", "load_state_dict"
+HOOK = "on_load_checkpoint"
 M = TypeVar("M", bound=nn.Module)
 _PATCHING = RLock()
+_PLAIN, _NORM = nn.Module._load_from_state_dict, _NormBase._load_from_state_dict
 
 
 def replay_(model: nn.Module, plans: Iterable[Plan], copies: Sequence[nn.Module] = ()) -> None:
@@ -52,41 +55,47 @@ def shrink_to_(
 def shrunk_to(
     module: nn.Module, checkpoint: Mapping[str, Any], copies: Sequence[nn.Module] = ()
 ) -> Iterator[None]:
-    """Make a module as small as the one of a checkpoint; it is as large as it was if what follows fails.
+    """Make a module as small as the one of a checkpoint; it is as it was if what follows fails.
 
-    So it is where the weights, which are loaded next by `load_state_dict`, turn out not to fit; those that do fit are
-    loaded by then, as ever in torch.
+    So it is where the weights, which are loaded next, do not fit.
 
     Raises:
-        ValueError: as for `shrink_to_`; or the checkpoint has a record and no weights.
+        ValueError: as for `shrink_to_`; or the checkpoint's weights do not fit the smaller module.
     """
-    missing = missing_plans(module, checkpoint)
-    if missing and "state_dict" not in checkpoint:
-        raise ValueError(
-            f"`ckpt_path` is a checkpoint with weights, but got one of {', '.join(checkpoint)} alone."
-        )
     with ExitStack() as undo:
+        missing = missing_plans(module, checkpoint)
         for plan in missing:
             carry_out_(module, plan, undo, copies=copies)
         yield
-        if missing:
-            _undo_if_unfit(module, undo.pop_all())
+        if missing and (reason := _misfit(module, checkpoint)):
+            raise ValueError(
+                f"`ckpt_path` is a checkpoint whose weights fit a {type(module).__name__} once it is as small, but "
+                f"got one {reason}."
+            )
+        undo.pop_all()
 
 
-def _undo_if_unfit(module: nn.Module, undo: ExitStack) -> None:
-    """Let the next loading of weights put a module back that they do not fit."""
-    own, load = vars(module).get(LOAD), getattr(module, LOAD)
+def _misfit(module: nn.Module, checkpoint: Mapping[str, Any]) -> str | None:
+    """Say what keeps a checkpoint's weights from being loaded; names count where a Trainer loads them by itself."""
+    if "state_dict" not in checkpoint:
+        return f"of {', '.join(checkpoint)} alone"
+    own, weights = module.state_dict(), checkpoint["state_dict"]
+    if wrong := [n for n in own if n in weights and _shape(own[n]) != _shape(weights[n])]:
+        return f"in which {listed(wrong)} has another shape"
+    is_plain = type(module).load_state_dict is nn.Module.load_state_dict and not any(
+        part._load_state_dict_pre_hooks or type(part)._load_from_state_dict not in (_PLAIN, _NORM)
+        for part in module.modules()
+    )
+    if is_plain and getattr(module, "_trainer", None) is not None and getattr(module, "strict_loading", True):
+        if lacking := [name for name in own if name not in weights]:
+            return f"without {listed(lacking)}"
+        if unknown := [name for name in weights if name not in own]:
+            return f"with {listed(unknown)}, which it has not"
+    return None
 
-    def load_state_dict(*args: Any, **kwargs: Any) -> Any:
-        del vars(module)[LOAD]
-        if own is not None:
-            vars(module)[LOAD] = own
-        with undo:
-            found = load(*args, **kwargs)
-            undo.pop_all()
-        return found
 
-    vars(module)[LOAD] = load_state_dict
+def _shape(value: object) -> object:
+    return getattr(value, "shape", None)
 
 
 def missing_plans(model: nn.Module, checkpoint: Mapping[str, Any]) -> tuple[Plan, ...]:
