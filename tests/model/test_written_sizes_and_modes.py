@@ -9,8 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_prune import Channel, shrink
+from lightning_prune import Channel, Global, Local, shrink
+from lightning_prune.core.recipe import Recipe
 from lightning_prune.graph import trace
+from lightning_prune.model.calls import Call
+from lightning_prune.model.contest import Contest
 
 ONE = Channel(multiple_of=1)
 
@@ -76,6 +79,50 @@ def test_sizes_that_modules_keep_count_as_the_small_model_has_them(way, num_grou
     with torch.no_grad():
         torch.testing.assert_close(small(example), masked(dense, plan)(example), rtol=1e-10, atol=1e-12)
     assert len([1 for size, kept in plan.groups.values() if kept < size]) == num_groups
+
+
+class Depthwise(nn.Module):
+    """Reads the size of a convolution of as many groups as channels, which follows from both."""
+
+    def __init__(self, is_transposed: bool) -> None:
+        super().__init__()
+        kind = nn.ConvTranspose2d if is_transposed else nn.Conv2d
+        self.a, self.b = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 4, 1)
+        self.depthwise = kind(32, 32, 3, padding=1, groups=32)
+        self.weight = 0.5  # of no layer
+
+    def forward(self, x):
+        y = self.depthwise(self.a(x).relu()).relu()
+        size = self.depthwise.in_channels, self.depthwise.out_channels
+        return self.b(y.reshape(len(x), size[0], *x.shape[2:]) + torch.zeros(size[1], 1, 1)) * self.weight
+
+
+class Own(nn.Linear):
+    """A layer whose size is no attribute but what its weight says."""
+
+    @property
+    def in_features(self):
+        return self.weight.shape[1]
+
+    @in_features.setter
+    def in_features(self, value):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (Depthwise(False), torch.randn(2, 3, 6, 6)),
+        (Depthwise(True), torch.randn(2, 3, 6, 6)),
+        (nn.Sequential(Own(8, 32), nn.ReLU(), Own(32, 32), nn.ReLU(), Own(32, 4)), torch.randn(5, 8)),
+    ],
+    ids=["depthwise", "depthwise, transposed", "a property"],
+)
+def test_sizes_that_follow_from_others_keep_nothing_from_being_pruned(model, example):
+    dense = copy.deepcopy(model.eval())
+    plan = shrink(model, example, 0.5, granularity=ONE)
+    assert all(kept < size for size, kept in plan.groups.values())
+    torch.testing.assert_close(model(example), masked(dense, plan)(example), rtol=1e-4, atol=1e-5)
 
 
 class Noisy(nn.Module):
@@ -151,6 +198,27 @@ class Router(nn.Module):
             if len(rows):
                 found = found.index_add(0, rows, expert(x[rows]) * weights[rows, which, None])
         return self.out(found)
+
+
+@pytest.mark.parametrize("scope", [Global(), Local()], ids=str)
+def test_what_is_left_of_groups_that_are_seen_no_more_is_not_cut_again(scope):
+    net = nn.Sequential(
+        nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20), nn.Linear(20, 3)
+    )
+    couplings = trace(net, (torch.randn(2, 8),))
+    call = Call(net, (torch.randn(2, 8),), {})
+    scored = {name: tuple(p.shape) for name, p in net.named_parameters() if p.dim() > 1}
+    contest = Contest(Recipe(0.5, granularity=ONE, scope=scope), couplings, call, scored, {})
+    contest.groups = {name: group for name, group in contest.groups.items() if name != "2.weight"}
+    contest.left = {"2.weight": 16}
+    weights = {name: torch.rand(shape) for name, shape in scored.items()}
+    choice = contest.choose(contest.scores(weights), 1.0)
+    counts = contest.counts(choice)
+    assert counts["2.weight"] == 16 and "2.weight" not in choice
+    if scope == Global():
+        assert sum(counts.values()) == 30  # of 60, from the others alone
+    else:
+        assert counts["0.weight"] == counts["4.weight"] == 10
 
 
 @pytest.mark.parametrize("seed", range(12))
