@@ -72,9 +72,9 @@ class Deep(Toy):
 
 
 def is_refused(first, second, are_apart):
-    """Whether two callbacks cannot be had: of the same weights, or where one goes back to a larger model."""
+    """Whether two cannot be had: of the same weights, where one goes back to a larger model, or both lengthen fits."""
     pair = {first, second}
-    if "rewinding" in pair and pair & {*SHRINK}:
+    if "rewinding" in pair and (pair & {*SHRINK} or len(pair) == 1):
         return True
     hold = first in HOLD and second in HOLD
     return not are_apart and (hold or ("post/end" in pair and bool(pair & {*OF_WEIGHTS})))
