@@ -19,25 +19,23 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from benchmarks.overhead import NETWORKS, OPTIMIZERS, SPARSITY, live_bytes
-from benchmarks.overhead_in_fit import WAYS, Module
+from benchmarks.overhead_in_fit import NUM_BATCHES, WAYS, trained
 from benchmarks.record import facts, table, write
 from lightning_prune import SparseTraining
 
 ALL = WAYS | {"SparseTraining": lambda module: [SparseTraining(SPARSITY, report=False)]}
-NUM_BATCHES = 10
 
 
 class Scale(L.Callback):
     """Weighs what is live, and what a checkpoint holds, before the last batch."""
 
-    def __init__(self, before: int) -> None:
-        self.before, self.live, self.checkpoint = before, 0, 0
+    def __init__(self, before: int, last_step: int) -> None:
+        self.before, self.last_step, self.live, self.checkpoint = before, last_step, 0, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step != 2 * NUM_BATCHES - 1:
+        if trainer.global_step != self.last_step:
             return
         gc.collect()
         self.live = live_bytes() - self.before
@@ -48,22 +46,9 @@ class Scale(L.Callback):
 
 def weigh(network: str, way: str, optimizer: str, seed: int) -> tuple[int, int, int]:
     """Return the bytes live and in a checkpoint, and the number of weights that can be pruned."""
-    make_model, shape, _ = NETWORKS[network]
     gc.collect()
-    before = live_bytes()
-    torch.manual_seed(seed)
-    module, scale = Module(make_model(), optimizer), Scale(before)
-    batch = torch.randn(shape), torch.randint(10, shape[:1])
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        callbacks=[*ALL[way](module), scale],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DataLoader([batch] * NUM_BATCHES, batch_size=None))
+    scale = Scale(live_bytes(), last_step=2 * NUM_BATCHES[network] - 1)
+    module = trained(network, ALL[way], optimizer, seed, scale)
     layers = [m.weight for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return scale.live, scale.checkpoint, sum(w.numel() for w in layers)
 

@@ -85,22 +85,34 @@ class Clock(L.Callback):
         return median(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))
 
 
-def fit(network: str, way: str, optimizer: str, seed: int) -> float:
-    """Return the median CPU seconds of a step of a pruned network."""
+def trained(
+    network: str,
+    way: Callable[[L.LightningModule], list[L.Callback]],
+    optimizer: str,
+    seed: int,
+    watch: L.Callback,
+) -> Module:
+    """Return a network that was trained for two epochs on one batch, while something watches."""
     make_model, shape, _ = NETWORKS[network]
     torch.manual_seed(seed)
-    module, clock = Module(make_model(), optimizer), Clock()
+    module = Module(make_model(), optimizer)
     batch = torch.randn(shape), torch.randint(10, shape[:1])
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=2,
-        callbacks=[*WAYS[way](module), clock],
+        callbacks=[*way(module), watch],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(module, DataLoader([batch] * NUM_BATCHES[network], batch_size=None))
+    return module
+
+
+def fit(network: str, way: str, optimizer: str, seed: int) -> float:
+    """Return the median CPU seconds of a step of a pruned network."""
+    module = trained(network, WAYS[way], optimizer, seed, clock := Clock())
     layers = [m.weight for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     zeros = sum(int((w == 0).sum()) for w in layers) / sum(w.numel() for w in layers)
     assert way == "plain" or abs(zeros - SPARSITY) < 0.01, (way, zeros)
