@@ -18,7 +18,9 @@ from lightning_prune.model.record import replay_
 
 TOLERANCE = 1e-9  # float64, of the largest output; a chain of 14 pieces may lose some digits
 VISIBLE = 1e-6
-SMALLEST = 1e-12  # of outputs that are more than what rounding leaves of zeros, 1e-17 in float64 and 1e-8 in float32
+SMALLEST = (
+    1e-12  # of outputs that are more than what rounding leaves of zeros, 1e-17 in float64 and 1e-8 in float32
+)
 CLEAR = re.compile(r"`[\w\[\].]+`|^.+: .+ cannot be pruned so\.$")
 """What an error of ours says: the name of what is wrong."""
 
