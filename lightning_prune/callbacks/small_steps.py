@@ -41,10 +41,11 @@ def keep_what_steps_need(module: L.LightningModule, pruner: GroupPruner, shown: 
         step = step_of(module, shown.batches, is_told=is_told, name=name)
         run = partial(_run, module, step, shown.telling or shown.batches[-1:])
         is_known = not place  # that step has shown the calls
-        seen = set[tuple[Any, str]]()
+        seen = set[tuple[str, str]]()
         while found := first_unfit(pruner.couplings, _half(pruner), run, pruner.agree, is_known=is_known):
             group, error = found
-            unfit = _alike(pruner, group, seen)
+            alike = pruner.couplings.unfit_with(group, seen)
+            unfit = [name for name in alike if name in pruner.contest.groups]
             pruner.leave_whole_(unfit, f"`{name}` fails once it is smaller: {error}{_advice(pruner)}")
             pruner.check_reach(Verdict.OPEN, Verdict.STAYS)
             yield from (f"`{other}` stays whole, since {pruner.frozen[other]}" for other in unfit)
@@ -58,25 +59,6 @@ def _advice(pruner: GroupPruner) -> str:
 
 def _half(pruner: GroupPruner) -> Choice:
     return pruner.contest.halve(pruner.contest.any_scores())
-
-
-def _alike(pruner: GroupPruner, name: str, seen: set[tuple[Any, str]]) -> list[str]:
-    """Return a group, and all of its kind where it is the second one: so are the others, which takes long to find out.
-
-    Args:
-        pruner: whose groups they are.
-        name: of the group.
-        seen: the kinds of those before, to which this one is added.
-    """
-    kinds = {
-        other: (g.kind, g.role)
-        for other, g in pruner.couplings.groups.items()
-        if other in pruner.contest.groups
-    }
-    kind = kinds[name]
-    found = [other for other in kinds if kinds[other] == kind] if kind in seen else [name]
-    seen.add(kind)
-    return found
 
 
 def _run(module: L.LightningModule, step: Any, batches: Sequence[Any]) -> None:

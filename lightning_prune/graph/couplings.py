@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,21 @@ class Couplings:
         for name in names:
             freeze(self.groups[name].atom, reason)
         self._forget()
+
+    def unfit_with(self, name: str, seen: set[Kind]) -> list[str]:
+        """Return a group that cannot follow, and all of its kind where it is the second one.
+
+        So are the others, which takes long to find out one by one.
+
+        Args:
+            name: of the group.
+            seen: the kinds of those before, to which this one is added.
+        """
+        kinds = {other: (group.kind, group.role) for other, group in self.groups.items()}
+        kind = kinds[name]
+        found = [other for other in kinds if kinds[other] == kind] if kind in seen else [name]
+        seen.add(kind)
+        return found
 
     def left(self, counts: Mapping[str, int]) -> dict[str, tuple[str, Places]]:
         """Return role and places of what is still a group when groups keep `counts` indices, frozen or not."""
@@ -232,6 +247,8 @@ def trace(
     return found if training else _seen_in_training(found) or found
 
 
+Kind: TypeAlias = tuple[str, str]
+"""What a group is built like, and its role: groups of one kind mostly share their fate."""
 NORMS = {
     "native_layer_norm",
     "native_group_norm",

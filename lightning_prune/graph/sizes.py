@@ -27,8 +27,8 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
         return _attention(module)
     if not (dims := dims_of(module)):
         return {}
-    with mode_of_training(module.modules(), False), torch.no_grad():
-        weight: Any = getattr(module, "weight", None)  # a parametrization may write when it trains
+    with mode_of_training(module.modules(), False), torch.no_grad():  # or a parametrization may write
+        weight: Any = getattr(module, "weight", None)
     if isinstance(module, _NormBase):
         vector: Any = weight if weight is not None else module.running_mean
         return {} if vector is None else {"num_features": len(vector)}

@@ -178,11 +178,11 @@ def _sizes_of_factors(paths: Mapping[nn.Module, str], tracer: Tracer) -> list[Eq
         place = attribute.name if attribute.index is None else (attribute.name, attribute.index)
         weight, dim = module._parameters.get("weight"), dims_of(module).get(place)
         if (
-            weight is not None and dim is not None and weight.shape[dim] == attribute.value
-        ):  # not of grouped ones
-            found.append(
-                Equation(attribute, tracer.types(weight)[dim], f"{attribute.name} of {attribute.path}")
-            )
+            weight is None or dim is None or weight.shape[dim] != attribute.value
+        ):  # as that of a grouped convolution
+            continue
+        where = f"{attribute.name} of {attribute.path}"
+        found.append(Equation(attribute, tracer.types(weight)[dim], where))
     return found
 
 

@@ -159,11 +159,7 @@ def _first_to_differ(
     wide: bool,
     seen: set[tuple[str, str]],
 ) -> list[str]:
-    """Find a group with which the models begin to differ, by bisection.
-
-    Returns:
-        It, and all of its kind where it is the second one: so are the others, which takes long to find out.
-    """
+    """Find a group with which the models begin to differ, by bisection, and return it with what is as unfit."""
     names = [name for name, mask in choice.items() if not bool(mask.all())]
     if not names:
         raise ValueError(
@@ -178,12 +174,7 @@ def _first_to_differ(
         except Unsolvable:
             return False
 
-    culprit = couplings.groups[names[num_until(names, are_equal) - 1]]
-    kind = culprit.kind, culprit.role
-    alike = [g.name for g in couplings.groups.values() if (g.kind, g.role) == kind]
-    found = alike if kind in seen else [culprit.name]
-    seen.add(kind)
-    return found
+    return couplings.unfit_with(names[num_until(names, are_equal) - 1], seen)
 
 
 def num_until(names: Sequence[str], are_equal: Callable[[Sequence[str]], bool]) -> int:

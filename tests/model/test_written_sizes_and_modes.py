@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from lightning_prune import Channel, Global, Local, shrink
 from lightning_prune.core.recipe import Recipe
-from lightning_prune.graph import trace
+from lightning_prune.graph import couplings, trace
+from lightning_prune.model import survivors
 from lightning_prune.model.calls import Call
 from lightning_prune.model.contest import Contest
 
@@ -155,6 +156,12 @@ def test_a_run_in_training_mode_is_not_taken_where_it_shows_less():
     assert trace(net, (torch.randn(4, 6),)).run.training is False
 
 
+def test_statistics_of_channels_are_told_apart_by_the_same_operations_that_a_masked_run_changes():
+    """Batch norms are left out: theirs are of each channel by itself."""
+    assert survivors._OVER_SURVIVORS.keys() - couplings.NORMS == {"native_batch_norm"}
+    assert survivors._OVER_SURVIVORS.keys() >= couplings.NORMS
+
+
 class Heads(nn.Module):
     """Attention whose number of heads is written into the code, so that heads cannot go."""
 
@@ -205,10 +212,10 @@ def test_what_is_left_of_groups_that_are_seen_no_more_is_not_cut_again(scope):
     net = nn.Sequential(
         nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20), nn.Linear(20, 3)
     )
-    couplings = trace(net, (torch.randn(2, 8),))
+    found = trace(net, (torch.randn(2, 8),))
     call = Call(net, (torch.randn(2, 8),), {})
     scored = {name: tuple(p.shape) for name, p in net.named_parameters() if p.dim() > 1}
-    contest = Contest(Recipe(0.5, granularity=ONE, scope=scope), couplings, call, scored, {})
+    contest = Contest(Recipe(0.5, granularity=ONE, scope=scope), found, call, scored, {})
     contest.groups = {name: group for name, group in contest.groups.items() if name != "2.weight"}
     contest.left = {"2.weight": 16}
     weights = {name: torch.rand(shape) for name, shape in scored.items()}
